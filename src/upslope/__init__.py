@@ -1,0 +1,1 @@
+"""Upslope: policies trained by policy gradients."""

@@ -1,0 +1,44 @@
+"""The algorithms, one page each; a page imports no other page.
+
+A page is a ``Learner``: the rollouts it wants (``collect``), what it does with one (``update``), and
+the pseudo-loss whose gradient it follows (``loss``).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from upslope.config import Config
+    from upslope.envs.episodes import Environments
+    from upslope.optim import GradientStep
+    from upslope.policies.actor_critic import ActorCritic
+    from upslope.rollout import EvaluatedRollout, Rollout
+
+
+class Learner(Protocol):
+    """What training needs of a page."""
+
+    optimizers: dict[str, GradientStep]
+
+    def collect(self, envs: Environments) -> Rollout:
+        """Gather one iteration's data with the current policy."""
+
+    def update(
+        self,
+        rollout: Rollout,
+        evaluated: EvaluatedRollout,
+        progress_remaining: float,
+        rng: np.random.Generator,
+    ) -> dict[str, float]:
+        """Improve the policy on that data and return the metrics of the update."""
+
+
+def make_learner(config: Config, policy: ActorCritic) -> Learner:
+    """Return the page of ``config.algorithm`` for a policy."""
+    from upslope.algorithms import ppo, reinforce
+
+    pages: dict[str, Any] = {"ppo": ppo.Learner, "reinforce": reinforce.Learner}
+    return pages[config.algorithm](config, policy)  # type: ignore[no-any-return]

@@ -1,0 +1,115 @@
+"""PPO: the policy gradient with GAE weights, followed for several epochs through a clipped surrogate.
+
+Source: Schulman et al. 2017, "Proximal policy optimization algorithms". Several passes over one
+rollout are a heuristic that the clip makes workable; nothing bounds the KL divergence.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from upslope.algorithms.common import Update, scaled_rewards
+from upslope.config import PPOConfig, schedule_at
+from upslope.envs.episodes import Environments
+from upslope.optim import Batch, GradientStep, Hyper, Minibatches
+from upslope.policies.actor_critic import ActorCritic
+from upslope.rollout import EvaluatedRollout, Rollout, collect
+from upslope.theory.diagnostics import approx_kl, clip_fraction, explained_variance
+from upslope.theory.objectives import (
+    clipped_surrogate_loss,
+    clipped_values,
+    entropy_bonus,
+    value_loss,
+)
+from upslope.theory.returns import gae, standardize
+from upslope.trees import flatten_time
+
+
+class Learner:
+    """One optimiser over actor and critic, and the rollouts it wants."""
+
+    def __init__(self, config: PPOConfig, policy: ActorCritic) -> None:
+        self.config, self.policy = config, policy
+        self.optimizers = {
+            "all": GradientStep(policy, self.loss, max_grad_norm=config.max_grad_norm)
+        }
+
+    def collect(self, envs: Environments) -> Rollout:
+        """T x B rows, continuing the running episodes."""
+        return collect(envs, self.policy, n_steps=self.config.n_steps)
+
+    def update(
+        self,
+        rollout: Rollout,
+        evaluated: EvaluatedRollout,
+        progress_remaining: float,
+        rng: np.random.Generator,
+    ) -> Update:
+        """Weigh the rollout by GAE, then take ``n_epochs`` passes of clipped gradient steps."""
+        config, policy = self.config, self.policy
+        advantages = gae(
+            scaled_rewards(policy, rollout),
+            evaluated.values,
+            evaluated.next_values,
+            rollout.terminated,
+            rollout.boundary,
+            config.gamma,
+            config.gae_lambda,
+        )
+        targets = advantages + evaluated.values
+        weights = advantages
+        if config.normalize_advantage and config.normalize_advantage_over == "batch":
+            weights = standardize(advantages, rollout.valid)
+        batch: Batch = {
+            "inputs": flatten_time(evaluated.inputs),
+            "actions": flatten_time(rollout.actions),
+            "log_prob": evaluated.log_prob.reshape(-1),
+            "weights": weights.reshape(-1),
+            "values": evaluated.values.reshape(-1),
+            "targets": targets.reshape(-1),
+            "valid": rollout.valid.reshape(-1).to(policy.dtype),
+        }
+        hyper = {
+            "learning_rate": schedule_at(config.learning_rate, progress_remaining),
+            "clip_range": schedule_at(config.clip_range, progress_remaining),
+        }
+        if config.clip_range_vf is not None:
+            hyper["clip_range_vf"] = schedule_at(config.clip_range_vf, progress_remaining)
+        minibatches = Minibatches.shuffled(
+            rng, rollout.valid.numel(), config.batch_size, config.n_epochs
+        )
+        metrics = self.optimizers["all"].run(batch, minibatches, hyper, until=self._kl_is_too_large)
+        explained = explained_variance(evaluated.values, targets, rollout.valid)
+        return metrics | hyper | {"explained_variance": float(explained)}
+
+    def loss(self, policy: ActorCritic, batch: Batch, hyper: Hyper) -> tuple[Tensor, dict[str, Tensor]]:
+        """Clipped surrogate + vf_coef * value loss - ent_coef * entropy, of one minibatch."""
+        config, valid = self.config, batch["valid"]
+        new = policy.evaluate_actions(batch["inputs"], batch["actions"], mask=batch.get("mask"))
+        weights = batch["weights"]
+        if config.normalize_advantage and config.normalize_advantage_over == "minibatch":
+            weights = standardize(weights, valid)
+        surrogate = clipped_surrogate_loss(
+            new.log_prob, batch["log_prob"], weights, valid, hyper["clip_range"]
+        )
+        values = new.value
+        if "clip_range_vf" in hyper:
+            values = clipped_values(values, batch["values"], hyper["clip_range_vf"])
+        critic = value_loss(values, batch["targets"], valid)
+        entropy = entropy_bonus(new.entropy, valid)
+        with torch.no_grad():
+            log_ratio = new.log_prob - batch["log_prob"]
+            metrics = {
+                "policy_gradient_loss": surrogate,
+                "value_loss": critic,
+                "entropy_loss": -entropy,
+                "approx_kl": approx_kl(log_ratio, valid),
+                "clip_fraction": clip_fraction(log_ratio, hyper["clip_range"], valid),
+            }
+        return surrogate + config.vf_coef * critic - config.ent_coef * entropy, metrics
+
+    def _kl_is_too_large(self, metrics: dict[str, Tensor]) -> bool:
+        target = self.config.target_kl
+        return target is not None and float(metrics["approx_kl"]) > 1.5 * target

@@ -1,0 +1,20 @@
+"""Every setting of a run: one frozen dataclass per algorithm, checked when it is made. No torch here, so help is instant.
+
+A field is declared once, with its default, range, unit and the source of the default; the keyword arguments of
+``upslope.PPO(...)``, the flags of ``upslope train`` and ``config.json`` are all read off these declarations.
+"""
+
+from upslope.config.configs import CONFIGS, Config, PPOConfig, ReinforceConfig
+from upslope.config.presets import preset
+from upslope.config.settings import Schedule, parse_text, schedule_at
+
+__all__ = [
+    "CONFIGS",
+    "Config",
+    "PPOConfig",
+    "ReinforceConfig",
+    "Schedule",
+    "parse_text",
+    "preset",
+    "schedule_at",
+]

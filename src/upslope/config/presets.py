@@ -1,0 +1,15 @@
+"""Tuned settings per environment and algorithm, taken by ``upslope train ENV`` and ``preset="auto"``.
+
+Scores they reach, five seeds each, are in bench/scores; every entry says where its settings come from.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+PRESETS: dict[tuple[str, str], dict[str, Any]] = {}
+
+
+def preset(env_id: str, algorithm: str) -> dict[str, Any]:
+    """Return the tuned settings for an environment id and algorithm, or ``{}`` where there are none."""
+    return dict(PRESETS.get((env_id, algorithm), {}))

@@ -1,0 +1,274 @@
+"""Engines: what steps a vector of environments, and what each kind guarantees (docs: Engines).
+
+| engine  | made from                          | autoreset    | seeds                                 |
+|---------|------------------------------------|--------------|---------------------------------------|
+| sync    | our own loop over plain ``Env``s   | disabled     | one per (run, episode number)         |
+| async   | Gymnasium's ``AsyncVectorEnv``     | disabled     | one per (run, episode number)         |
+| native  | Gymnasium's vector entry point     | its metadata | one for the whole vector and restart  |
+| envpool | EnvPool, rebuilt at each restart   | next step    | one per environment and restart       |
+| vector  | a user's ``VectorEnv``             | its metadata | one for the whole vector and restart  |
+
+An engine only steps and resets; what its rows mean is decided in one place, ``episodes.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import create_empty_array, iterate
+from numpy.typing import NDArray
+
+from upslope.errors import ConfigError, EnvironmentFaultError, UpslopeError
+from upslope.trees import Tree, map_tree
+
+EngineStep = tuple[Tree, NDArray[Any], NDArray[np.bool_], NDArray[np.bool_], Any]
+
+
+class Engine(Protocol):
+    """A vector of ``n_envs`` environments that are stepped together."""
+
+    name: str
+    n_envs: int
+    observation_space: gym.Space[Any]
+    action_space: gym.Space[Any]
+    autoreset: AutoresetMode
+    seeds_episodes: bool
+
+    def reset(self, seeds: Sequence[int] | None) -> Tree:
+        """Start a new episode everywhere, reseeded if seeds are given; return ``[B, ...]``."""
+
+    def reset_some(self, indices: NDArray[np.int64], seeds: Sequence[int | None]) -> Tree:
+        """Start new episodes at ``indices`` (autoreset disabled only); return all observations."""
+
+    def step(self, actions: Tree, active: NDArray[np.bool_] | None) -> EngineStep:
+        """Take one step; an engine that can leaves out the environments that are not ``active``."""
+
+    def info(self, infos: Any, index: int, key: str) -> Any:
+        """Return ``key`` of one environment's info at the last row of its episode, or ``None``."""
+
+    def final_obs(self, infos: Any, index: int) -> Tree:
+        """Return the final observation of one environment (same-step autoreset only)."""
+
+    def close(self) -> None:
+        """Release the environments."""
+
+
+class SyncEngine:
+    """Plain environments, stepped one after the other in this process."""
+
+    name = "sync"
+    autoreset = AutoresetMode.DISABLED
+    seeds_episodes = True
+
+    def __init__(self, envs: Sequence[gym.Env[Any, Any]]) -> None:
+        self.envs, self.n_envs = list(envs), len(envs)
+        self.observation_space = envs[0].observation_space
+        self.action_space = envs[0].action_space
+        self._obs = create_empty_array(self.observation_space, n=self.n_envs, fn=np.zeros)
+        self._rewards = np.zeros(self.n_envs)
+        self._terminated = np.zeros(self.n_envs, dtype=bool)
+        self._truncated = np.zeros(self.n_envs, dtype=bool)
+        self._batched_actions = gym.vector.utils.batch_space(self.action_space, self.n_envs)
+
+    def reset(self, seeds: Sequence[int] | None) -> Tree:
+        return self.reset_some(np.arange(self.n_envs), seeds or [None] * self.n_envs)
+
+    def reset_some(self, indices: NDArray[np.int64], seeds: Sequence[int | None]) -> Tree:
+        i, seed = -1, None
+        try:
+            for i, seed in zip(indices.tolist(), seeds, strict=True):
+                self._receive(i, self.envs[i].reset(seed=seed)[0])
+        except Exception as error:
+            raise fault(f"environment {i}", f"reset(seed={seed})", error) from error
+        return self._obs
+
+    def step(self, actions: Tree, active: NDArray[np.bool_] | None) -> EngineStep:
+        infos: list[dict[str, Any]] = [{}] * self.n_envs
+        i = -1
+        try:
+            for i, action in enumerate(iterate(self._batched_actions, actions)):
+                if active is not None and not active[i]:
+                    self._rewards[i], self._terminated[i], self._truncated[i] = 0.0, False, False
+                    continue
+                obs, self._rewards[i], terminated, truncated, infos[i] = self.envs[i].step(action)
+                self._terminated[i], self._truncated[i] = terminated, truncated
+                self._receive(i, obs)
+        except Exception as error:
+            raise fault(f"environment {i}", "step", error) from error
+        return self._obs, self._rewards, self._terminated, self._truncated, infos
+
+    def info(self, infos: list[dict[str, Any]], index: int, key: str) -> Any:
+        return infos[index].get(key)
+
+    def final_obs(self, infos: Any, index: int) -> Tree:
+        raise NotImplementedError("this engine never resets by itself")
+
+    def close(self) -> None:
+        for env in self.envs:
+            env.close()
+
+    def _receive(self, i: int, obs: Tree) -> None:
+        """Copy one observation in, so that an environment may reuse its own buffer."""
+        if isinstance(self._obs, np.ndarray):
+            self._obs[i] = obs
+        else:
+            map_tree(lambda held, new: held.__setitem__(i, new), self._obs, obs)
+
+
+class VectorEngine:
+    """A Gymnasium ``VectorEnv`` in whichever autoreset mode its metadata states.
+
+    Args:
+        make: returns the vector environment for a list of seeds, called anew at every :meth:`reset`
+            where ``rebuild`` is set (EnvPool takes seeds at construction only).
+        name: the engine's name in config.json.
+        seeds_episodes: a list of seeds and a ``reset_mask`` are honoured, so each episode has its own.
+        list_seeds: ``reset(seed=...)`` takes a list.
+    """
+
+    def __init__(
+        self,
+        make: Callable[[Sequence[int] | None], VectorEnv[Any, Any, Any]],
+        *,
+        name: str,
+        seeds_episodes: bool = False,
+        rebuild: bool = False,
+    ) -> None:
+        self._make, self._rebuild = make, rebuild
+        self.name, self.seeds_episodes = name, seeds_episodes
+        self.env = make(None)
+        self.n_envs = self.env.num_envs
+        self.observation_space = self.env.single_observation_space
+        self.action_space = self.env.single_action_space
+        self.autoreset = autoreset_mode(self.env)
+
+    def reset(self, seeds: Sequence[int] | None) -> Tree:
+        try:
+            if seeds is None:
+                return self.env.reset()[0]
+            if self._rebuild:
+                self.env.close()
+                self.env = self._make(seeds)
+                return self.env.reset()[0]
+            return self.env.reset(seed=list(seeds) if self.seeds_episodes else seeds[0])[0]
+        except Exception as error:
+            raise fault(f"the {self.name} engine", "reset", error) from error
+
+    def reset_some(self, indices: NDArray[np.int64], seeds: Sequence[int | None]) -> Tree:
+        mask = np.zeros(self.n_envs, dtype=bool)
+        mask[indices] = True
+        every: list[int | None] = [None] * self.n_envs
+        for i, seed in zip(indices, seeds, strict=True):
+            every[i] = seed
+        try:
+            return self.env.reset(seed=every, options={"reset_mask": mask})[0]
+        except Exception as error:
+            raise fault(f"the {self.name} engine", "reset with reset_mask", error) from error
+
+    def step(self, actions: Tree, active: NDArray[np.bool_] | None) -> EngineStep:
+        try:
+            return self.env.step(actions)
+        except Exception as error:
+            raise fault(f"the {self.name} engine", "step", error) from error
+
+    def info(self, infos: dict[str, Any], index: int, key: str) -> Any:
+        for source in (infos.get("final_info"), infos):
+            if source is not None and key in source:
+                present = source.get(f"_{key}")
+                return source[key][index] if present is None or present[index] else None
+        return None
+
+    def final_obs(self, infos: dict[str, Any], index: int) -> Tree:
+        if "final_obs" not in infos or infos["final_obs"][index] is None:
+            raise EnvironmentFaultError(
+                f"environment {index} ended an episode without info['final_obs'] though its "
+                "metadata says SAME_STEP: correct metadata['autoreset_mode']"
+            )
+        return infos["final_obs"][index]
+
+    def close(self) -> None:
+        self.env.close()
+
+
+def autoreset_mode(env: VectorEnv[Any, Any, Any]) -> AutoresetMode:
+    """Return what a vector environment's metadata says about the end of an episode; never guess.
+
+    Raises:
+        ConfigError: if it says nothing, or nothing known.
+    """
+    stated = (getattr(env, "metadata", None) or {}).get("autoreset_mode")
+    try:
+        return AutoresetMode(getattr(stated, "value", stated))
+    except ValueError:
+        raise ConfigError(
+            f"{type(env).__name__}.metadata['autoreset_mode'] is {stated!r}: set it to "
+            "gymnasium.vector.AutoresetMode.NEXT_STEP, SAME_STEP or DISABLED, whichever it does"
+        ) from None
+
+
+def check_contract(engine: Engine, rng: np.random.Generator, steps: int = 1000) -> str:
+    """Step a foreign engine at random until an episode ends and hold it to its stated mode.
+
+    Returns:
+        What could be established, in words, for config.json.
+
+    Raises:
+        EnvironmentFaultError: naming environment and step where rows contradict the metadata.
+    """
+    engine.reset([int(rng.integers(2**31 - 1)) for _ in range(engine.n_envs)])
+    batched = gym.vector.utils.batch_space(engine.action_space, engine.n_envs)
+    batched.seed(int(rng.integers(2**31 - 1)))
+    ended = np.zeros(engine.n_envs, dtype=bool)
+    for step in range(steps):
+        obs, rewards, terminated, truncated, infos = engine.step(batched.sample(), None)
+        done = np.asarray(terminated) | np.asarray(truncated)
+        if engine.autoreset is AutoresetMode.NEXT_STEP and ended.any():
+            wrong = np.flatnonzero(ended & (done | (np.asarray(rewards) != 0)))
+            if len(wrong):
+                raise EnvironmentFaultError(
+                    f"environment {wrong[0]} gave reward or an end on the row after its episode "
+                    f"ended (step {step}) though its metadata says NEXT_STEP: correct "
+                    "metadata['autoreset_mode']"
+                )
+            return f"NEXT_STEP seen at step {step}"
+        ended = done
+        if not ended.any():
+            continue
+        first = np.flatnonzero(ended)
+        if engine.autoreset is AutoresetMode.SAME_STEP:
+            engine.final_obs(infos, int(first[0]))
+            return f"SAME_STEP seen at step {step}"
+        if engine.autoreset is AutoresetMode.DISABLED:
+            return _check_partial_reset(engine, obs, first, step)
+    return f"no episode ended in {steps} random steps: {engine.autoreset.value} taken on trust"
+
+
+def _check_partial_reset(engine: Engine, obs: Tree, ended: NDArray[Any], step: int) -> str:
+    before = map_tree(np.array, obs)
+    after = engine.reset_some(ended, [int(i) for i in ended])
+    kept = np.setdiff1d(np.arange(engine.n_envs), ended)
+
+    def compare(old: NDArray[Any], new: NDArray[Any]) -> None:
+        if not np.array_equal(old[kept], new[kept]):
+            raise EnvironmentFaultError(
+                f"{engine.name} environment: reset with options['reset_mask'] at step {step} also "
+                "reset environments outside the mask: honour the mask, or use another autoreset mode"
+            )
+
+    map_tree(compare, before, after)
+    return f"DISABLED with reset_mask seen at step {step}"
+
+
+def fault(where: str, call: str, error: Exception) -> UpslopeError:
+    """Whatever an environment raised, as one sentence; the original stays as the cause."""
+    if isinstance(error, UpslopeError):
+        return error
+    lines = str(error).strip().splitlines()
+    return EnvironmentFaultError(
+        f"{where} raised {type(error).__name__} in {call}: "
+        f"{lines[-1] if lines else 'no message'} (--debug shows where)"
+    )

@@ -1,0 +1,194 @@
+"""The episode-end contract: any engine's steps become transitions with their true successors.
+
+Gymnasium's three autoreset modes differ in what a step returns where an episode ended. Here, and
+only here, they become one thing: each row says what was received, whether it is a transition at all
+(``valid``; an engine's reset row is none), and, for the rows on which an episode ended, the final
+observation. Episode statistics are kept here too, never by a wrapper.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+from gymnasium.vector import AutoresetMode
+from numpy.typing import NDArray
+
+from upslope.envs.engines import Engine
+from upslope.errors import EnvironmentFaultError
+from upslope.seeding import SeedTree
+from upslope.trees import Tree, map_tree, stack
+
+ENDLESS = 10_000
+
+
+class Episode(NamedTuple):
+    """One finished episode: its number in the run, undiscounted return, length, and info at its end."""
+
+    number: int
+    ret: float
+    length: int
+    terminated: bool
+    info: dict[str, float]
+
+
+class Row(NamedTuple):
+    """One step of the vector: arrays ``[B]``, and the final observations of the episodes that ended."""
+
+    rewards: NDArray[Any]
+    terminated: NDArray[np.bool_]
+    truncated: NDArray[np.bool_]
+    valid: NDArray[np.bool_]
+    ended: NDArray[np.int64]
+    final_obs: Tree | None
+
+
+@dataclass
+class Environments:
+    """A vector of environments in the middle of their episodes: the source of every rollout.
+
+    ``obs [B, ...]`` is what the next action answers; ``episode_step [B]`` and ``number [B]`` say
+    where each environment stands. Everything random hangs on ``seeds`` and three counters, so a run
+    continues from those alone.
+
+    Args:
+        engine: what steps the environments.
+        seeds: the run's seed tree.
+        log_info: info scalars to keep with each finished episode, beside ``is_success``.
+    """
+
+    engine: Engine
+    seeds: SeedTree
+    log_info: tuple[str, ...] = ()
+    episodes_started: int = 0
+    rollouts: int = 0
+    restarts: int = 0
+    obs: Tree = field(init=False, default=None)
+
+    def __post_init__(self) -> None:
+        self.n_envs = self.engine.n_envs
+        self.observation_space = self.engine.observation_space
+        self.action_space = self.engine.action_space
+        self.episode_step = np.zeros(self.n_envs, dtype=np.int64)
+        self.number = np.full(self.n_envs, -1)
+        self._returns = np.zeros(self.n_envs)
+        self._resetting = np.zeros(self.n_envs, dtype=bool)
+        self._active: NDArray[np.bool_] | None = None
+        self._last = 0
+        self._restart_is_due = True
+        self.seconds = 0.0  # spent in the environments
+
+    def restart(self) -> None:
+        """Have the next rollout cut the running episodes, reseed the engine and start afresh.
+
+        Training calls it at every checkpoint, so that nothing of an environment has to be saved;
+        episodes cut by it enter no statistic.
+        """
+        self.restarts += 1
+        self._restart_is_due = True
+
+    def begin_batch(self, n_episodes: int) -> None:
+        """Start a batch of ``n_episodes`` numbered episodes: each gets a free slot and is finished."""
+        self._begin_everywhere(quota=n_episodes)
+
+    def batch_is_running(self) -> bool:
+        """Whether an episode of the numbered batch is still unfinished."""
+        return self._active is not None and bool(self._active.any())
+
+    def begin_rollout(self) -> int:
+        """Start a T x B rollout, which continues the running episodes; return its number."""
+        if self._restart_is_due or self._active is not None:
+            self._begin_everywhere(quota=None)
+        self.rollouts += 1
+        return self.rollouts - 1
+
+    def step(self, actions: Tree) -> tuple[Row, list[Episode]]:
+        """Step everything with actions in the environments' own units.
+
+        Raises:
+            EnvironmentFaultError: if an environment raises, or an episode of a numbered batch does
+                not end within ``ENDLESS`` steps.
+        """
+        engine, active = self.engine, self._active
+        started = time.perf_counter()
+        obs, rewards, terminated, truncated, infos = engine.step(actions, active)
+        valid = ~self._resetting if active is None else active & ~self._resetting
+        self._returns += rewards * valid
+        self.episode_step += valid
+        done = terminated | truncated
+        ended = np.flatnonzero(done & valid)
+        self.obs, final_obs = obs, None
+        if len(ended):
+            final_obs = self._final_obs(obs, infos, ended)
+        finished = [self._finish(int(i), bool(terminated[i]), infos) for i in ended]
+        row = Row(rewards, terminated, truncated, valid, ended, final_obs)
+        self._begin_next(done, ended)
+        self.seconds += time.perf_counter() - started
+        if active is not None and self.episode_step.max() >= ENDLESS:
+            raise EnvironmentFaultError(
+                f"environment {int(self.episode_step.argmax())} has not ended its episode after "
+                f"{ENDLESS} steps, and this algorithm needs whole episodes: set --max-episode-steps"
+            )
+        return row, finished
+
+    def close(self) -> None:
+        """Release the environments."""
+        self.engine.close()
+
+    def _begin_everywhere(self, quota: int | None) -> None:
+        """Start an episode in every slot; with a quota only that many, and the rest stay idle."""
+        self._returns[:], self.episode_step[:] = 0.0, 0
+        self._resetting[:] = False
+        self._last = self.episodes_started + (self.n_envs if quota is None else quota)
+        started = min(self.n_envs, self._last - self.episodes_started)
+        self.number = np.full(self.n_envs, -1)
+        self.number[:started] = self.episodes_started + np.arange(started)
+        seeds: list[int] | None = None
+        if self.engine.seeds_episodes:
+            seeds = [self._episode_seed(number) for number in self.number.tolist()]
+        elif self._restart_is_due:
+            seeds = [self.seeds.integer("restart", self.restarts, i) for i in range(self.n_envs)]
+        self.episodes_started += started
+        self._active = None if quota is None else np.arange(self.n_envs) < started
+        self._restart_is_due = False
+        self.obs = self.engine.reset(seeds)
+
+    def _episode_seed(self, number: int) -> int:
+        """Seed of a numbered episode; -1 stands for one that nobody asked for (an idle slot's)."""
+        return self.seeds.integer("episode", number) if number >= 0 else 0
+
+    def _final_obs(self, obs: Tree, infos: Any, ended: NDArray[np.int64]) -> Tree:
+        """The true successors of the rows that ended, ``[len(ended), ...]``, copied."""
+        if self.engine.autoreset is AutoresetMode.SAME_STEP:
+            return stack([self.engine.final_obs(infos, int(i)) for i in ended])
+        return map_tree(lambda x: x[ended], obs)
+
+    def _finish(self, i: int, terminated: bool, infos: Any) -> Episode:
+        """Close the books on the episode that ended in slot ``i``."""
+        info = {}
+        for key in ("is_success", *self.log_info):
+            value = self.engine.info(infos, i, key)
+            if value is not None:
+                info[key] = float(value)
+        episode = Episode(
+            int(self.number[i]), float(self._returns[i]), int(self.episode_step[i]), terminated, info
+        )
+        self._returns[i], self.episode_step[i] = 0.0, 0
+        return episode
+
+    def _begin_next(self, done: NDArray[np.bool_], ended: NDArray[np.int64]) -> None:
+        """Number the episodes that follow and, where the engine does not do it, start them."""
+        if self.engine.autoreset is AutoresetMode.NEXT_STEP:
+            self._resetting = done
+        for i in ended:
+            if self._active is None or self.episodes_started < self._last:
+                self.number[i] = self.episodes_started
+                self.episodes_started += 1
+            else:
+                self.number[i], self._active[i] = -1, False
+        if self.engine.autoreset is AutoresetMode.DISABLED and done.any():
+            over = np.flatnonzero(done)
+            seeds = [self._episode_seed(int(self.number[i])) for i in over]
+            self.obs = self.engine.reset_some(over, seeds)

@@ -1,0 +1,308 @@
+"""What was collected: a frozen record of transitions, the loop that fills it, and the pass that evaluates it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from upslope.envs.episodes import Environments, Episode
+from upslope.errors import ConfigError, StaleRolloutError
+from upslope.policies.acting import make_actor
+from upslope.policies.actor_critic import ActorCritic
+from upslope.policies.distributions import DiagonalGaussian
+from upslope.theory.diagnostics import ratio_tolerance
+from upslope.trees import Tree, concatenate, flatten_time, leaves, map_tree, to_torch
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """Transitions of one policy, time-major, as collected: nothing in it is ever edited.
+
+    Shapes are ``[T, B, ...]`` (steps, environments). ``actions[t]`` was sampled in ``obs[t]``;
+    ``rewards[t]``, ``terminated[t]`` and ``truncated[t]`` followed it. Rows where ``valid`` is 0
+    are no transitions (an engine's reset rows, idle slots). The true successor of row t is
+    ``obs[t + 1]``, except where an episode ended (its ``final_obs``) and at the end (``last_obs``).
+    """
+
+    obs: Tree  # [T, B, ...] in the environment's own dtype
+    actions: Tree  # [T, B, ...] as sampled, in the policy's units
+    rewards: Tensor  # [T, B] float64
+    terminated: Tensor  # [T, B] bool
+    truncated: Tensor  # [T, B] bool
+    valid: Tensor  # [T, B] bool
+    episode_step: Tensor  # [T, B] int64, 0 on the first row of an episode
+    episode: Tensor  # [T, B] int64, number of the episode in the run, -1 where there is none
+    last_obs: Tree  # [B, ...] what follows the last row
+    final_rows: Tensor  # [K, 2] int64, (t, b) of the rows on which an episode ended
+    final_obs: Tree  # [K, ...] their true successors
+    log_prob: Tensor  # [T, B] of the sampled actions, as the collector computed it
+    episodes: tuple[Episode, ...]  # those that ended inside
+    policy_version: int  # of the policy that collected
+    clipped_share: float  # share of action components that the bounds clipped
+    mask: Tensor | None = None  # [T, B, ...] allowed actions
+    state: Tree = ()  # [B, ...] recurrent state before the first row
+
+    @property
+    def done(self) -> Tensor:
+        """``[T, B]``: the last row of an episode for any reason."""
+        return self.terminated | self.truncated
+
+    @property
+    def boundary(self) -> Tensor:
+        """``[T, B]``: done, or no transition at all; stops every sum over time."""
+        return self.done | ~self.valid
+
+    @property
+    def n_valid(self) -> int:
+        """Number of transitions."""
+        return int(self.valid.sum())
+
+
+@dataclass(frozen=True)
+class EvaluatedRollout:
+    """What the collecting policy says about its own rollout, without gradient; everything is ``[T, B]``."""
+
+    inputs: Tree  # [T, B, ...] prepared observations
+    log_prob: Tensor
+    values: Tensor
+    next_values: Tensor  # V of the true successor; not yet zeroed where the episode terminated
+
+
+def collect(
+    envs: Environments,
+    policy: ActorCritic,
+    *,
+    n_steps: int | None = None,
+    n_episodes: int | None = None,
+) -> Rollout:
+    """Run the policy and record what happens; it never sees a value function.
+
+    Args:
+        envs: from :func:`upslope.make_vec_env`; running episodes are continued.
+        policy: acts with noise from the run's streams.
+        n_steps: rows to collect in every environment (a T x B rollout), or
+        n_episodes: whole episodes to collect, numbered, each run to its end.
+
+    Raises:
+        ConfigError: unless exactly one of the two is given.
+        EnvironmentFaultError: if an environment raises, or never ends an episode.
+    """
+    if (n_steps is None) == (n_episodes is None):
+        raise ConfigError("collect takes either n_steps or n_episodes: give exactly one of them")
+    actor = make_actor(policy, envs.n_envs)
+    noise: _RolloutNoise | _EpisodeNoise
+    if n_episodes is None:
+        noise = _RolloutNoise(envs, policy, n_steps or 0)
+        recorder = _Recorder(envs, policy, capacity=n_steps or 0)
+    else:
+        envs.begin_batch(n_episodes)
+        noise = _EpisodeNoise(envs, policy)
+        recorder = _Recorder(envs, policy, capacity=512)
+    std = policy.actions.std()
+    t = 0
+    while t < n_steps if n_steps is not None else envs.batch_is_running():
+        outputs = recorder.begin_row(t)
+        actor(envs.obs, outputs)
+        actions = policy.actions.sample(outputs, noise.row(t), std)
+        row, finished = envs.step(policy.actions.to_env(actions))
+        recorder.end_row(t, actions, row, finished)
+        t += 1
+    return recorder.freeze(t)
+
+
+def evaluate_rollout(policy: ActorCritic, rollout: Rollout) -> EvaluatedRollout:
+    """One pass without gradient: values, values of the true successors, and old log-probabilities.
+
+    Raises:
+        StaleRolloutError: if another version of the policy collected the rollout, or if its
+            log-probabilities differ from the collector's by more than rounding (Eq. 11.7).
+    """
+    check_fresh(policy, rollout)
+    steps, n_envs = rollout.rewards.shape
+    with torch.no_grad():
+        prepared = concatenate(
+            [
+                policy.prepare(flatten_time(rollout.obs)),
+                policy.prepare(rollout.last_obs),
+                policy.prepare(rollout.final_obs),
+            ]
+        )
+        inputs = map_tree(lambda x: x[: steps * n_envs], prepared)
+        outputs, _ = policy.outputs(inputs)
+        distribution = policy.actions.distribution(outputs, rollout.mask)
+        log_prob = distribution.log_prob(flatten_time(rollout.actions)).view(steps, n_envs)
+        values = policy.values(prepared)
+    _check_ratio(rollout, log_prob, distribution)
+    grid = values[: steps * n_envs].view(steps, n_envs)
+    next_values = torch.cat([grid[1:], values[None, steps * n_envs : steps * n_envs + n_envs]])
+    next_values[rollout.final_rows[:, 0], rollout.final_rows[:, 1]] = values[steps * n_envs + n_envs :]
+    inputs = map_tree(lambda x: x.view(steps, n_envs, *x.shape[1:]), inputs)
+    return EvaluatedRollout(inputs, log_prob, grid, next_values)
+
+
+def check_fresh(policy: ActorCritic, rollout: Rollout) -> None:
+    """Raise :class:`StaleRolloutError` unless this very version of the policy collected the rollout."""
+    if rollout.policy_version != policy.version:
+        raise StaleRolloutError(
+            f"this rollout was collected by version {rollout.policy_version} of the policy, which is "
+            f"now at version {policy.version}: its weights or its normaliser moved in between, and a "
+            "policy gradient needs data of the current policy; collect again before each update"
+        )
+
+
+def _check_ratio(rollout: Rollout, log_prob: Tensor, distribution: Any) -> None:
+    """Hold the update's log-probabilities to the collector's: the ratio must start at 1."""
+    gap = ((log_prob - rollout.log_prob).abs() * rollout.valid).max()
+    if isinstance(distribution, DiagonalGaussian):
+        sigma = distribution.log_std.exp()
+        z = (flatten_time(rollout.actions) - distribution.mean) / sigma
+        tolerance = ratio_tolerance(z, distribution.mean, sigma)
+    else:
+        tolerance = ratio_tolerance(
+            torch.ones_like(distribution.logits[:1]), distribution.logits.abs().amax(0, keepdim=True),
+            torch.ones_like(distribution.logits[0]),
+        )  # fmt: skip
+    if not gap <= tolerance:
+        raise StaleRolloutError(
+            f"log-probabilities of the collected actions differ by {float(gap):.2e} between collecting "
+            f"and updating (rounding explains {float(tolerance):.2e}) though no weight moved: look for "
+            "dropout or batch statistics, a normaliser or mask that changed, or another dtype or device"
+        )
+
+
+class _RolloutNoise:
+    """Noise of a T x B rollout, all drawn at once from the stream of its number."""
+
+    def __init__(self, envs: Environments, policy: ActorCritic, n_steps: int) -> None:
+        rng = envs.seeds.generator("actions", envs.begin_rollout())
+        self._noise = policy.actions.draw_noise(rng, (n_steps, envs.n_envs))
+
+    def row(self, t: int) -> NDArray[Any]:
+        return self._noise[t]  # type: ignore[no-any-return]
+
+
+class _EpisodeNoise:
+    """Noise of numbered episodes, each from its own stream, so it does not depend on the slot."""
+
+    BLOCK = 128
+
+    def __init__(self, envs: Environments, policy: ActorCritic) -> None:
+        self._envs, self._actions = envs, policy.actions
+        self._streams: list[np.random.Generator | None] = [None] * envs.n_envs
+        self._number = np.full(envs.n_envs, -2)
+        shape = (envs.n_envs, self.BLOCK)
+        self._blocks = self._actions.draw_noise(envs.seeds.generator("idle"), shape)
+        self._slots = np.arange(envs.n_envs)
+
+    def row(self, t: int) -> NDArray[Any]:
+        envs = self._envs
+        for i in np.flatnonzero(envs.number != self._number):
+            number = int(envs.number[i])
+            self._streams[i] = envs.seeds.generator("episode_actions", max(number, 0))
+            self._number[i] = number
+        column = envs.episode_step % self.BLOCK
+        for i in np.flatnonzero((column == 0) & (self._number >= 0)):
+            self._blocks[i] = self._actions.draw_noise(self._streams[i], (self.BLOCK,))
+        return self._blocks[self._slots, column]  # type: ignore[no-any-return]
+
+
+class _Recorder:
+    """Preallocated rows, filled in place while collecting and handed over once."""
+
+    def __init__(self, envs: Environments, policy: ActorCritic, capacity: int) -> None:
+        self._envs, self._policy, self._version = envs, policy, policy.version
+        self._arrays: dict[str, Any] = {}
+        self._capacity = 0
+        self._finals: list[tuple[int, NDArray[np.int64], Tree]] = []
+        self._episodes: list[Episode] = []
+        self._grow(max(1, capacity))
+
+    def begin_row(self, t: int) -> NDArray[Any]:
+        """Store what the next action answers; return the row that the network's outputs go to."""
+        if t == self._capacity:
+            self._grow(2 * t)
+        envs, arrays = self._envs, self._arrays
+        if isinstance(envs.obs, np.ndarray):
+            arrays["obs"][t] = envs.obs
+        else:
+            map_tree(lambda held, new: held.__setitem__(t, new), arrays["obs"], envs.obs)
+        arrays["episode_step"][t] = envs.episode_step
+        arrays["episode"][t] = envs.number
+        return arrays["outputs"][t]  # type: ignore[no-any-return]
+
+    def end_row(self, t: int, actions: NDArray[Any], row: Any, finished: list[Episode]) -> None:
+        """Store what followed."""
+        arrays = self._arrays
+        arrays["actions"][t] = actions
+        arrays["rewards"][t] = row.rewards
+        arrays["terminated"][t] = row.terminated
+        arrays["truncated"][t] = row.truncated
+        arrays["valid"][t] = row.valid
+        if row.final_obs is not None:
+            self._finals.append((t, row.ended, row.final_obs))
+            self._episodes += finished
+
+    def freeze(self, steps: int) -> Rollout:
+        """Cut the arrays to length and hand them over as tensors on the policy's device."""
+        policy, device = self._policy, self._policy.device
+        arrays = {key: map_tree(lambda x: x[:steps], tree) for key, tree in self._arrays.items()}
+        arrays["terminated"] &= arrays["valid"]
+        arrays["truncated"] &= arrays["valid"]
+        last_obs = map_tree(np.array, self._envs.obs)
+        rows, final_obs = self._final(last_obs)
+        outputs = to_torch(arrays.pop("outputs"), device)
+        share = policy.actions.clipped_share(arrays["actions"][arrays["valid"]])
+        tensors = {key: to_torch(tree, device) for key, tree in arrays.items()}
+        with torch.no_grad():
+            log_prob = policy.actions.distribution(outputs).log_prob(tensors["actions"])
+        return Rollout(
+            **tensors,
+            last_obs=to_torch(last_obs, device),
+            final_rows=to_torch(rows, device),
+            final_obs=to_torch(final_obs, device),
+            log_prob=log_prob,
+            episodes=tuple(self._episodes),
+            policy_version=self._version,
+            clipped_share=share,
+        )
+
+    def _final(self, last_obs: Tree) -> tuple[NDArray[np.int64], Tree]:
+        if not self._finals:
+            return np.zeros((0, 2), dtype=np.int64), map_tree(lambda x: x[:0], last_obs)
+        rows = [np.stack([np.full_like(ended, t), ended], 1) for t, ended, _ in self._finals]
+        trees = [final_obs for _, _, final_obs in self._finals]
+        return np.concatenate(rows), map_tree(lambda *x: np.concatenate(x), *trees)
+
+    def _grow(self, capacity: int) -> None:
+        envs, actions = self._envs, self._policy.actions
+        if not self._arrays and envs.obs is None:
+            raise ConfigError("these environments have not been started: collect begins a rollout first")
+        number = np.float32 if self._policy.dtype == torch.float32 else np.float64
+        sampled = np.int64 if actions.sampled_dtype == torch.int64 else number
+        wanted: dict[str, Any] = {
+            "obs": envs.obs,
+            "outputs": np.zeros((envs.n_envs, actions.n_outputs), number),
+            "actions": np.zeros((envs.n_envs, *actions.shape), sampled),
+            "rewards": np.zeros(envs.n_envs),
+            "terminated": np.zeros(envs.n_envs, bool),
+            "truncated": np.zeros(envs.n_envs, bool),
+            "valid": np.zeros(envs.n_envs, bool),
+            "episode_step": np.zeros(envs.n_envs, np.int64),
+            "episode": np.zeros(envs.n_envs, np.int64),
+        }
+
+        def enlarge(like: NDArray[Any], held: NDArray[Any] | None = None) -> NDArray[Any]:
+            array = np.empty((capacity, *like.shape), like.dtype)
+            if held is not None:
+                array[: len(held)] = held
+            return array
+
+        for key, like in wanted.items():
+            held = self._arrays.get(key)
+            self._arrays[key] = map_tree(enlarge, like, *([] if held is None else [held]))
+        self._capacity = capacity

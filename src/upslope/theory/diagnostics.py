@@ -1,0 +1,126 @@
+"""Numbers for people: they describe an update and steer nothing but PPO's optional KL stop."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from upslope.theory.objectives import masked_mean
+
+
+def approx_kl(log_ratio: Tensor, valid: Tensor) -> Tensor:
+    """k3 estimate of KL(pi_old || pi): mean(ratio - 1 - log ratio), never negative, unbiased on data of pi_old.
+
+    Args:
+        log_ratio: ``[T, B]`` (or ``[N]``), log pi(a|s) - log pi_old(a|s) at actions drawn from pi_old.
+        valid: same shape, bool or 0/1.
+
+    Returns:
+        Scalar, in nats.
+
+    Eq: 11.4. Source: Schulman 2020, "Approximating KL divergence" (the estimator called k3).
+    """
+    return masked_mean(log_ratio.expm1() - log_ratio, valid)
+
+
+def clip_fraction(log_ratio: Tensor, clip_range: Tensor | float, valid: Tensor) -> Tensor:
+    """Share of rows with |ratio - 1| > clip_range.
+
+    Args:
+        log_ratio: ``[T, B]`` (or ``[N]``), log pi(a|s) - log pi_old(a|s).
+        clip_range: eps, without unit.
+        valid: same shape as ``log_ratio``, bool or 0/1.
+
+    Returns:
+        Scalar in [0, 1].
+
+    Eq: 11.5.
+    """
+    return masked_mean((log_ratio.expm1().abs() > clip_range).to(log_ratio.dtype), valid)
+
+
+def explained_variance(values: Tensor, targets: Tensor, valid: Tensor) -> Tensor:
+    """1 - Var(target - V) / Var(target): 1 is a perfect critic, 0 no better than a constant, below 0 worse.
+
+    Args:
+        values: ``[T, B]``, V(s_t).
+        targets: ``[T, B]``.
+        valid: ``[T, B]``, bool or 0/1.
+
+    Returns:
+        Scalar without unit; NaN ("undefined") where the targets do not vary.
+
+    Eq: 12.5.
+    """
+    residual, spread = _variance(targets - values, valid), _variance(targets, valid)
+    return torch.where(spread > 0, 1 - residual / spread, torch.full_like(spread, torch.nan))
+
+
+def gradient_moments(gradients: Tensor) -> tuple[Tensor, Tensor]:
+    """Unbiased |G|^2 and tr S from M independent gradients of one unit each (an episode, a micro-batch).
+
+    |G|^2 = (|sum g|^2 - sum |g|^2) / (M (M - 1)); tr S = (sum |g|^2 - |sum g|^2 / M) / (M - 1).
+
+    Args:
+        gradients: ``[M, d]``, M >= 2.
+
+    Returns:
+        Two scalars; the first may come out negative when the noise dominates.
+
+    Raises:
+        ValueError: if M < 2.
+
+    Eq: 12.1. Source: McCandlish et al. 2018, appendix A.
+    """
+    count = len(gradients)
+    if count < 2:
+        raise ValueError("gradient_moments needs at least two gradients, got one")
+    of_sum, of_each = gradients.sum(0).square().sum(), gradients.square().sum()
+    return (of_sum - of_each) / (count * (count - 1)), (of_each - of_sum / count) / (count - 1)
+
+
+def gradient_snr(g2: Tensor, trace: Tensor) -> Tensor:
+    """Signal-to-noise ratio |G|^2 / tr S of the gradient of one unit; both scalars from :func:`gradient_moments`.
+
+    Eq: 12.2. Source: Roberts & Tedrake 2009.
+    """
+    return g2 / trace
+
+
+def noise_scale(g2: Tensor, trace: Tensor, unit: float = 1.0) -> Tensor:
+    """B_simple = unit * tr S / |G|^2: the batch size at which noise and signal are equal.
+
+    Args:
+        g2: scalar, |G|^2 averaged over iterations *before* dividing.
+        trace: scalar, tr S averaged likewise.
+        unit: size of one unit in whatever B is wanted in (1 for units, mean episode length for steps).
+
+    Returns:
+        Scalar.
+
+    Eq: 12.3. Source: McCandlish et al. 2018, eq. 2.9.
+    """
+    return unit * trace / g2
+
+
+def ratio_tolerance(z: Tensor, mean: Tensor, sigma: Tensor) -> Tensor:
+    """How far log ratio may lie from 0 by rounding alone: 16 eps (1 + max_row sum_d |z_d| (1 + |mu_d|) / sigma_d).
+
+    Rounding in the mean is amplified by |z| / sigma, so a fixed tolerance alarms falsely for narrow Gaussians.
+
+    Args:
+        z: ``[N, k]``, (action - mean) / sigma.
+        mean: ``[N, k]``.
+        sigma: ``[k]`` or ``[N, k]``.
+
+    Returns:
+        Scalar, in nats; eps is that of the dtype.
+
+    Eq: 11.7.
+    """
+    amplification = (z.abs() * (1 + mean.abs()) / sigma).sum(-1).max()
+    return 16 * torch.finfo(mean.dtype).eps * (1 + amplification)
+
+
+def _variance(x: Tensor, valid: Tensor) -> Tensor:
+    return masked_mean((x - masked_mean(x, valid)).square(), valid)

@@ -1,0 +1,203 @@
+"""Rewards to weights: what multiplies ``grad log pi(a_t|s_t)`` in the policy gradient.
+
+Every argument is time-major ``[T, B]``. ``done`` marks the last row of an episode for any reason and stops sums and
+lambda-traces; ``terminated`` marks the rows whose successor has no value. A row that is no transition (an engine's
+reset row) is passed as a one-row episode, ``done = 1``, and is dropped later by ``valid``.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def episode_return(rewards: Tensor, done: Tensor, gamma: float) -> Tensor:
+    """R(tau), the discounted return of the whole episode, at each of its rows (the weight of REINFORCE).
+
+    R(tau) = sum_k gamma^k r_k, with k counted from the episode's first row in the batch; so the first row of
+    ``rewards`` must start an episode.
+
+    Args:
+        rewards: ``[T, B]``, in units of reward.
+        done: ``[T, B]`` bool or 0/1.
+        gamma: discount per step, in [0, 1].
+
+    Returns:
+        ``[T, B]``: the same number on every row of one episode.
+
+    Eq: 3.1. Source: Williams 1992, section 3.
+    """
+    to_go = reward_to_go(rewards, done, gamma)
+    row = torch.arange(len(rewards), device=rewards.device)[:, None]
+    starts = torch.ones_like(done, dtype=torch.bool)
+    starts[1:] = done[:-1].bool()
+    first_row = torch.where(starts, row, torch.zeros_like(row)).cummax(dim=0).values
+    return to_go.gather(0, first_row)
+
+
+def discount_weights(episode_step: Tensor, gamma: float) -> Tensor:
+    """gamma^t, t counted from the start of the episode: the factor that makes a gradient the one of J_gamma.
+
+    Args:
+        episode_step: ``[T, B]`` integers, 0 on the first row of each episode.
+        gamma: discount per step, in [0, 1].
+
+    Returns:
+        ``[T, B]`` in float64 (the steps are integers and have no dtype to preserve).
+
+    Eq: 3.2. Source: Thomas 2014, "Bias in natural actor-critic algorithms".
+    """
+    return torch.as_tensor(gamma, dtype=torch.float64, device=episode_step.device) ** episode_step
+
+
+def reward_to_go(
+    rewards: Tensor, done: Tensor, gamma: float, bootstrap: Tensor | None = None
+) -> Tensor:
+    """G_t = r_t + gamma G_{t+1}, the discounted reward from row t to the end of its episode.
+
+    Where the sum is cut (``done``, or the last row of the batch) it continues with ``gamma * bootstrap``.
+
+    Args:
+        rewards: ``[T, B]``, in units of reward.
+        done: ``[T, B]`` bool or 0/1.
+        gamma: discount per step, in [0, 1].
+        bootstrap: ``[T, B]`` value of each row's true successor (0 where the episode terminated), read only at cuts;
+            ``None`` stands for 0 everywhere.
+
+    Returns:
+        ``[T, B]``, in units of reward.
+
+    Eq: 5.1. Source: Williams 1992; Sutton et al. 2000.
+    """
+    tail = torch.zeros_like(rewards) if bootstrap is None else bootstrap
+    goes_on = 1 - done.to(rewards.dtype)
+    goes_on = torch.cat([goes_on[:-1], torch.zeros_like(goes_on[-1:])])
+    return _discounted_sum(rewards + gamma * (1 - goes_on) * tail, gamma * goes_on)
+
+
+def td_errors(
+    rewards: Tensor, values: Tensor, next_values: Tensor, terminated: Tensor, gamma: float
+) -> Tensor:
+    """delta_t = r_t + gamma (1 - terminated_t) V(s_{t+1}) - V(s_t).
+
+    Args:
+        rewards: ``[T, B]``, in units of reward.
+        values: ``[T, B]``, V(s_t).
+        next_values: ``[T, B]``, V of the row's *true* successor (the final observation where the episode ended).
+        terminated: ``[T, B]`` bool or 0/1; only termination stops the bootstrap, truncation does not.
+        gamma: discount per step, in [0, 1].
+
+    Returns:
+        ``[T, B]``, in units of reward.
+
+    Eq: 7.2. Source: Sutton 1988.
+    """
+    return rewards + gamma * (1 - terminated.to(rewards.dtype)) * next_values - values
+
+
+def gae(
+    rewards: Tensor,
+    values: Tensor,
+    next_values: Tensor,
+    terminated: Tensor,
+    done: Tensor,
+    gamma: float,
+    gae_lambda: float,
+) -> Tensor:
+    """Generalised advantage estimate A_t = delta_t + gamma lambda (1 - done_t) A_{t+1}, with A_T = 0.
+
+    lambda = 1 is the (bootstrapped) Monte-Carlo return minus V, lambda = 0 the one-step TD error.
+
+    Args:
+        rewards: ``[T, B]``, in units of reward.
+        values: ``[T, B]``, V(s_t).
+        next_values: ``[T, B]``, V of the row's true successor.
+        terminated: ``[T, B]`` bool or 0/1, stops the bootstrap.
+        done: ``[T, B]`` bool or 0/1, stops the lambda-trace.
+        gamma: discount per step, in [0, 1].
+        gae_lambda: in [0, 1].
+
+    Returns:
+        ``[T, B]``, in units of reward.
+
+    Eq: 8.1. Source: Schulman et al. 2016, "High-dimensional continuous control using GAE", eq. 16.
+    """
+    delta = td_errors(rewards, values, next_values, terminated, gamma)
+    return _discounted_sum(delta, gamma * gae_lambda * (1 - done.to(rewards.dtype)))
+
+
+def lambda_returns(
+    rewards: Tensor,
+    values: Tensor,
+    next_values: Tensor,
+    terminated: Tensor,
+    done: Tensor,
+    gamma: float,
+    gae_lambda: float,
+) -> Tensor:
+    """TD(lambda) return, GAE + V: the target the critic regresses on.
+
+    Args:
+        rewards: ``[T, B]``; ``values``, ``next_values``, ``terminated``, ``done``: ``[T, B]`` as for :func:`gae`.
+        gamma: discount per step, in [0, 1].
+        gae_lambda: in [0, 1].
+
+    Returns:
+        ``[T, B]``, in units of reward.
+
+    Eq: 8.2. Source: Sutton & Barto 2018, section 12.1; Schulman et al. 2016.
+    """
+    return gae(rewards, values, next_values, terminated, done, gamma, gae_lambda) + values
+
+
+def leave_one_out(weights: Tensor) -> Tensor:
+    """Mean of the *other* N - 1 entries: a baseline that its own action cannot see, hence without bias.
+
+    Args:
+        weights: ``[..., N]``, N >= 2 independent episodes along the last axis.
+
+    Returns:
+        ``[..., N]``.
+
+    Raises:
+        ValueError: if N < 2.
+
+    Eq: 6.6. Source: Kool et al. 2019, "Buy 4 REINFORCE samples, get a baseline for free!".
+    """
+    count = weights.shape[-1]
+    if count < 2:
+        raise ValueError("leave_one_out needs at least two episodes along the last axis, got one")
+    return (weights.sum(-1, keepdim=True) - weights) / (count - 1)
+
+
+def standardize(x: Tensor, valid: Tensor, epsilon: float = 1e-8) -> Tensor:
+    """(x - mean) / (std + epsilon) over the valid rows; std is the sample one (divisor n - 1), 0 for one row.
+
+    Args:
+        x: any shape, e.g. ``[T, B]``.
+        valid: same shape, bool or 0/1; rows outside get finite numbers without meaning.
+        epsilon: added to the standard deviation, so that constant input gives 0.
+
+    Returns:
+        Shape of ``x``, without unit.
+
+    Eq: 6.7. Source: as in Stable-Baselines3's PPO; it rescales and slightly turns the gradient (docs/theory).
+    """
+    weight = valid.to(x.dtype)
+    count = weight.sum()
+    centred = x - (x * weight).sum() / count
+    variance = (centred.square() * weight).sum() / (count - 1).clamp(min=1)
+    return centred / (variance.sqrt() + epsilon)
+
+
+def _discounted_sum(x: Tensor, carry: Tensor) -> Tensor:
+    """Return g with g_t = x_t + carry_t g_{t+1} and g_T = 0, in log2(T) passes over whole tensors.
+
+    After the pass with shift s every row holds the sum over its next 2s rows and the product of their carries.
+    """
+    total, shift = x, 1
+    while shift < len(x):
+        total = torch.cat([total[:-shift] + carry[:-shift] * total[shift:], total[-shift:]])
+        carry = torch.cat([carry[:-shift] * carry[shift:], torch.zeros_like(carry[-shift:])])
+        shift *= 2
+    return total

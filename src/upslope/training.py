@@ -1,0 +1,192 @@
+"""The loop: collect -> evaluate -> update -> record, until the steps are spent or somebody says stop.
+
+One iteration is read in four files, top to bottom: this one, ``rollout.py``, the algorithm's page,
+and ``theory/returns.py`` with ``theory/objectives.py``.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from upslope.algorithms import Learner
+from upslope.config import Config
+from upslope.envs.episodes import Environments, Episode
+from upslope.policies.actor_critic import ActorCritic
+from upslope.rollout import Rollout, collect, evaluate_rollout
+from upslope.trees import flatten_time
+
+WINDOW = 100  # finished episodes that ep_rew_mean averages
+ASSUMED_EPISODE = 1000  # steps, where an environment states no limit
+ROWS_PER_RUN = 200  # of progress.csv, where log_interval is not given
+
+
+@dataclass(frozen=True)
+class Event:
+    """What a callback is told after each iteration."""
+
+    iteration: int
+    timesteps: int
+    total_timesteps: int
+    metrics: dict[str, float]  # tag -> number, as in progress.csv
+    episodes: tuple[Episode, ...]  # those that finished in this iteration
+    agent: Any  # the agent that learns: agent.policy, agent.save, agent.evaluate
+
+
+@dataclass
+class Training:
+    """A run in progress: its parts, its counters, and the loop that drives them.
+
+    ``checkpoint_every`` is fixed by the first ``run`` and kept when the run is extended; at each
+    multiple of it the environments are restarted from their seeds, with or without files.
+    """
+
+    config: Config
+    policy: ActorCritic
+    learner: Learner
+    envs: Environments
+    episode_limit: int | None = None
+    iteration: int = 0
+    timesteps: int = 0
+    episodes: int = 0
+    checkpoint_every: int = 0
+    log_every: int = 0
+    recent: deque[Episode] = field(default_factory=lambda: deque(maxlen=WINDOW))
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def run(
+        self, total_timesteps: int, on_iteration: Callable[[Event], bool], agent: Any = None
+    ) -> None:
+        """Iterate until ``timesteps`` reaches ``total_timesteps`` or ``on_iteration`` returns False.
+
+        Raises:
+            EnvironmentFaultError, NonFiniteError: the policy is then that of the last whole iteration.
+        """
+        self._plan(total_timesteps)
+        started, before = time.perf_counter(), self.timesteps
+        if self.iteration == 0:
+            self._warm_up()
+        goes_on = True
+        while goes_on and self.timesteps < total_timesteps:
+            if self.iteration and self.iteration % self.checkpoint_every == 0:
+                self.restart_environments()
+            progress_remaining = max(0.0, 1 - self.timesteps / total_timesteps)
+            with self.phase("acting"):
+                rollout = self.learner.collect(self.envs)
+            with self.phase("evaluate"):
+                evaluated = evaluate_rollout(self.policy, rollout)
+            with self.phase("update"):
+                rng = self.envs.seeds.generator("minibatches", self.iteration)
+                update = self.learner.update(rollout, evaluated, progress_remaining, rng)
+                update |= self._move_normalizers(rollout)
+            self._count(rollout)
+            with self.phase("logging"):
+                elapsed = time.perf_counter() - started
+                clocks = {"time_elapsed": elapsed, "fps": (self.timesteps - before) / elapsed}
+                metrics = self._metrics(rollout, update, clocks)
+                event = Event(
+                    self.iteration, self.timesteps, total_timesteps, metrics, rollout.episodes, agent
+                )
+                goes_on = on_iteration(event)
+
+    def restart_environments(self) -> None:
+        """Cut the running episodes and reseed: what a checkpoint does to every run."""
+        self.envs.restart()
+        if self.policy.reward_normalizer is not None:
+            self.policy.reward_normalizer.restart()
+
+    def phase(self, name: str) -> _Phase:
+        """Add the seconds a block takes to ``seconds[name]``."""
+        return _Phase(self.seconds, name)
+
+    def phase_seconds(self) -> dict[str, float]:
+        """Seconds per phase so far; the environment's are told apart from the acting around it."""
+        seconds = dict(self.seconds)
+        seconds["environment"] = self.envs.seconds
+        seconds["acting"] = seconds.get("acting", 0.0) - self.envs.seconds
+        return seconds
+
+    def _plan(self, total_timesteps: int) -> None:
+        """Fix the spacing of checkpoints and rows from the plan alone, never by a clock."""
+        if self.checkpoint_every:
+            return
+        per_iteration = self.config.steps_per_iteration
+        if per_iteration is None:
+            limit = self.config.max_episode_steps or self.episode_limit or ASSUMED_EPISODE
+            per_iteration = getattr(self.config, "batch_episodes", 1) * limit
+        planned = max(1, -(-total_timesteps // per_iteration))
+        self.checkpoint_every = -(-planned // self.config.checkpoints)
+        self.log_every = self.config.log_interval or max(1, planned // ROWS_PER_RUN)
+
+    def _warm_up(self) -> None:
+        """Fill the normalisers before the first iteration; its steps are counted, its episodes cut."""
+        policy, steps = self.policy, self.config.warmup_steps
+        if steps and (policy.obs_normalizer is not None or policy.reward_normalizer is not None):
+            with self.phase("acting"):
+                rollout = collect(self.envs, policy, n_steps=-(-steps // self.envs.n_envs))
+            self.timesteps += rollout.n_valid
+            self._move_normalizers(rollout)
+            self.restart_environments()
+
+    def _move_normalizers(self, rollout: Rollout) -> dict[str, float]:
+        """Take the rollout into the running statistics, and measure how far that moves the policy."""
+        policy, metrics = self.policy, {}
+        if policy.reward_normalizer is not None:
+            policy.reward_normalizer.update(rollout.rewards, rollout.boundary, rollout.valid)
+        if policy.obs_normalizer is not None:
+            obs = flatten_time(rollout.obs)[rollout.valid.reshape(-1)]
+            sample = obs[:512]
+            with torch.no_grad():
+                before = policy.distribution(sample)
+                policy.obs_normalizer.update(obs)
+                moved = before.kl(policy.distribution(sample))  # type: ignore[arg-type]
+            metrics["normalizer_kl"] = float(moved.mean())
+        return metrics
+
+    def _count(self, rollout: Rollout) -> None:
+        self.iteration += 1
+        self.timesteps += rollout.n_valid
+        self.episodes += len(rollout.episodes)
+        self.recent.extend(rollout.episodes)
+
+    def _metrics(
+        self, rollout: Rollout, update: dict[str, float], clocks: dict[str, float]
+    ) -> dict[str, float]:
+        """Every number of the iteration under its tag; what nobody measured is absent, never NaN."""
+        metrics = {
+            "time/total_timesteps": float(self.timesteps),
+            "time/iterations": float(self.iteration),
+            **{f"time/{name}": value for name, value in clocks.items()},
+            "rollout/episodes": float(self.episodes),
+            "rollout/valid_share": rollout.n_valid / rollout.valid.numel(),
+            "rollout/clipped_share": rollout.clipped_share,
+        }
+        if self.recent:
+            returns = np.array([episode.ret for episode in self.recent])
+            metrics["rollout/ep_rew_mean"] = float(returns.mean())
+            metrics["rollout/ep_rew_std"] = float(returns.std())
+            metrics["rollout/ep_len_mean"] = float(np.mean([e.length for e in self.recent]))
+            for key in ("is_success", *self.envs.log_info):
+                values = [e.info[key] for e in self.recent if key in e.info]
+                if values:
+                    name = "success_rate" if key == "is_success" else key
+                    metrics[f"rollout/{name}"] = float(np.mean(values))
+        return metrics | {f"train/{name}": value for name, value in update.items()}
+
+
+class _Phase:
+    def __init__(self, seconds: dict[str, float], name: str) -> None:
+        self._seconds, self._name = seconds, name
+
+    def __enter__(self) -> None:
+        self._start = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        spent = time.perf_counter() - self._start
+        self._seconds[self._name] = self._seconds.get(self._name, 0.0) + spent
