@@ -1,1 +1,87 @@
-"""Upslope: policies trained by policy gradients."""
+"""Upslope: policies trained by policy gradients, from REINFORCE to PPO.
+
+Names are imported when first used, so that ``import upslope`` and ``upslope --help`` need no torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module, metadata
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from upslope import policies, theory
+    from upslope.agent import PPO, REINFORCE, Agent, load
+    from upslope.callbacks import (
+        CallbackList,
+        CheckpointCallback,
+        EvalCallback,
+        StopTrainingOnRewardThreshold,
+    )
+    from upslope.config import Config, PPOConfig, ReinforceConfig
+    from upslope.errors import UpslopeError
+    from upslope.helpers import check_env, evaluate_policy, make_vec_env
+    from upslope.policies.actor_critic import ActorCritic
+    from upslope.rollout import Rollout, collect, evaluate_rollout
+    from upslope.training import Event
+
+__version__ = metadata.version("upslope")
+
+__all__ = [
+    "PPO",
+    "REINFORCE",
+    "ActorCritic",
+    "Agent",
+    "CallbackList",
+    "CheckpointCallback",
+    "Config",
+    "EvalCallback",
+    "Event",
+    "PPOConfig",
+    "ReinforceConfig",
+    "Rollout",
+    "StopTrainingOnRewardThreshold",
+    "UpslopeError",
+    "check_env",
+    "collect",
+    "evaluate_policy",
+    "evaluate_rollout",
+    "load",
+    "make_vec_env",
+    "policies",
+    "theory",
+]
+
+_HOME = {
+    "PPO": "agent",
+    "REINFORCE": "agent",
+    "Agent": "agent",
+    "load": "agent",
+    "ActorCritic": "policies.actor_critic",
+    "CallbackList": "callbacks",
+    "CheckpointCallback": "callbacks",
+    "EvalCallback": "callbacks",
+    "StopTrainingOnRewardThreshold": "callbacks",
+    "Config": "config",
+    "PPOConfig": "config",
+    "ReinforceConfig": "config",
+    "Event": "training",
+    "UpslopeError": "errors",
+    "check_env": "helpers",
+    "evaluate_policy": "helpers",
+    "make_vec_env": "helpers",
+    "Rollout": "rollout",
+    "collect": "rollout",
+    "evaluate_rollout": "rollout",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("policies", "theory"):
+        return import_module(f"upslope.{name}")
+    if name not in _HOME:
+        raise AttributeError(f"module 'upslope' has no attribute {name!r}")
+    return getattr(import_module(f"upslope.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -159,7 +159,11 @@ class GradientStep:
             gradient = gradient * (self.max_grad_norm / (norm + 1e-6)).clamp(max=1.0)
         direction, moments = self.rule(gradient, self.moments, self.steps + 1, self.eps)
         metrics = {name: value.detach() for name, value in metrics.items()}
-        return flat.vector - hyper["learning_rate"] * direction, moments, metrics | {"grad_norm": norm}
+        return (
+            flat.vector - hyper["learning_rate"] * direction,
+            moments,
+            metrics | {"grad_norm": norm},
+        )
 
     def state(self) -> dict[str, Any]:
         """Everything that continues this optimiser: its moments and step count."""
@@ -235,7 +239,11 @@ def _gather(batch: Batch, minibatches: Minibatches) -> Iterator[Batch]:
 
 
 def _name_culprit(names: list[str], record: Tensor, steps: int) -> str:
-    bad = [name for name, column in zip(names, record.T, strict=True) if not torch.isfinite(column).all()]
+    bad = [
+        name
+        for name, column in zip(names, record.T, strict=True)
+        if not torch.isfinite(column).all()
+    ]
     what = " and ".join(bad) if bad else "a weight"
     return (
         f"{what} became non-finite in the update after {steps} gradient steps; the weights are those before it: "

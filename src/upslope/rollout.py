@@ -95,20 +95,20 @@ def collect(
     if (n_steps is None) == (n_episodes is None):
         raise ConfigError("collect takes either n_steps or n_episodes: give exactly one of them")
     actor = make_actor(policy, envs.n_envs)
-    noise: _RolloutNoise | _EpisodeNoise
+    noise: RolloutNoise | EpisodeNoise
     if n_episodes is None:
-        noise = _RolloutNoise(envs, policy, n_steps or 0)
+        noise = RolloutNoise(envs, policy, n_steps or 0)
         recorder = _Recorder(envs, policy, capacity=n_steps or 0)
     else:
         envs.begin_batch(n_episodes)
-        noise = _EpisodeNoise(envs, policy)
+        noise = EpisodeNoise(envs, policy)
         recorder = _Recorder(envs, policy, capacity=512)
     std = policy.actions.std()
     t = 0
     while t < n_steps if n_steps is not None else envs.batch_is_running():
         outputs = recorder.begin_row(t)
         actor(envs.obs, outputs)
-        actions = policy.actions.sample(outputs, noise.row(t), std)
+        actions = policy.actions.sample(outputs, noise.row(), std)
         row, finished = envs.step(policy.actions.to_env(actions))
         recorder.end_row(t, actions, row, finished)
         t += 1
@@ -140,7 +140,9 @@ def evaluate_rollout(policy: ActorCritic, rollout: Rollout) -> EvaluatedRollout:
     _check_ratio(rollout, log_prob, distribution)
     grid = values[: steps * n_envs].view(steps, n_envs)
     next_values = torch.cat([grid[1:], values[None, steps * n_envs : steps * n_envs + n_envs]])
-    next_values[rollout.final_rows[:, 0], rollout.final_rows[:, 1]] = values[steps * n_envs + n_envs :]
+    next_values[rollout.final_rows[:, 0], rollout.final_rows[:, 1]] = values[
+        steps * n_envs + n_envs :
+    ]
     inputs = map_tree(lambda x: x.view(steps, n_envs, *x.shape[1:]), inputs)
     return EvaluatedRollout(inputs, log_prob, grid, next_values)
 
@@ -175,18 +177,19 @@ def _check_ratio(rollout: Rollout, log_prob: Tensor, distribution: Any) -> None:
         )
 
 
-class _RolloutNoise:
+class RolloutNoise:
     """Noise of a T x B rollout, all drawn at once from the stream of its number."""
 
     def __init__(self, envs: Environments, policy: ActorCritic, n_steps: int) -> None:
         rng = envs.seeds.generator("actions", envs.begin_rollout())
-        self._noise = policy.actions.draw_noise(rng, (n_steps, envs.n_envs))
+        self._rows = iter(policy.actions.draw_noise(rng, (n_steps, envs.n_envs)))
 
-    def row(self, t: int) -> NDArray[Any]:
-        return self._noise[t]  # type: ignore[no-any-return]
+    def row(self) -> NDArray[Any]:
+        """Noise ``[B, ...]`` of the next step."""
+        return next(self._rows)
 
 
-class _EpisodeNoise:
+class EpisodeNoise:
     """Noise of numbered episodes, each from its own stream, so it does not depend on the slot."""
 
     BLOCK = 128
@@ -198,8 +201,10 @@ class _EpisodeNoise:
         shape = (envs.n_envs, self.BLOCK)
         self._blocks = self._actions.draw_noise(envs.seeds.generator("idle"), shape)
         self._slots = np.arange(envs.n_envs)
+        self.dtype = np.float32 if policy.dtype == torch.float32 else np.float64
 
-    def row(self, t: int) -> NDArray[Any]:
+    def row(self) -> NDArray[Any]:
+        """Noise ``[B, ...]`` of the next step, each slot's from the stream of its episode."""
         envs = self._envs
         for i in np.flatnonzero(envs.number != self._number):
             number = int(envs.number[i])
@@ -281,7 +286,9 @@ class _Recorder:
     def _grow(self, capacity: int) -> None:
         envs, actions = self._envs, self._policy.actions
         if not self._arrays and envs.obs is None:
-            raise ConfigError("these environments have not been started: collect begins a rollout first")
+            raise ConfigError(
+                "these environments have not been started: collect begins a rollout first"
+            )
         number = np.float32 if self._policy.dtype == torch.float32 else np.float64
         sampled = np.int64 if actions.sampled_dtype == torch.int64 else number
         wanted: dict[str, Any] = {

@@ -6,9 +6,10 @@ and ``theory/returns.py`` with ``theory/objectives.py``.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +25,7 @@ from upslope.trees import flatten_time
 
 WINDOW = 100  # finished episodes that ep_rew_mean averages
 ASSUMED_EPISODE = 1000  # steps, where an environment states no limit
+THREADED_ROWS = 1000  # of a gradient step, from which a second torch thread pays
 ROWS_PER_RUN = 200  # of progress.csv, where log_interval is not given
 
 
@@ -68,7 +70,13 @@ class Training:
         Raises:
             EnvironmentFaultError, NonFiniteError: the policy is then that of the last whole iteration.
         """
-        self._plan(total_timesteps)
+        self.plan(total_timesteps)
+        with torch_threads(self.config.rows_per_step):
+            self._iterate(total_timesteps, on_iteration, agent)
+
+    def _iterate(
+        self, total_timesteps: int, on_iteration: Callable[[Event], bool], agent: Any
+    ) -> None:
         started, before = time.perf_counter(), self.timesteps
         if self.iteration == 0:
             self._warm_up()
@@ -91,7 +99,12 @@ class Training:
                 clocks = {"time_elapsed": elapsed, "fps": (self.timesteps - before) / elapsed}
                 metrics = self._metrics(rollout, update, clocks)
                 event = Event(
-                    self.iteration, self.timesteps, total_timesteps, metrics, rollout.episodes, agent
+                    self.iteration,
+                    self.timesteps,
+                    total_timesteps,
+                    metrics,
+                    rollout.episodes,
+                    agent,
                 )
                 goes_on = on_iteration(event)
 
@@ -112,8 +125,8 @@ class Training:
         seconds["acting"] = seconds.get("acting", 0.0) - self.envs.seconds
         return seconds
 
-    def _plan(self, total_timesteps: int) -> None:
-        """Fix the spacing of checkpoints and rows from the plan alone, never by a clock."""
+    def plan(self, total_timesteps: int) -> None:
+        """Fix the spacing of checkpoints and rows from the first plan alone, never by a clock."""
         if self.checkpoint_every:
             return
         per_iteration = self.config.steps_per_iteration
@@ -178,6 +191,18 @@ class Training:
                     name = "success_rate" if key == "is_success" else key
                     metrics[f"rollout/{name}"] = float(np.mean(values))
         return metrics | {f"train/{name}": value for name, value in update.items()}
+
+
+@contextlib.contextmanager
+def torch_threads(rows_per_step: int) -> Iterator[None]:
+    """One torch thread where a gradient step reads fewer than 1,000 rows; more only cost there."""
+    before = torch.get_num_threads()
+    if rows_per_step < THREADED_ROWS:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 class _Phase:

@@ -84,7 +84,9 @@ class Learner:
         explained = explained_variance(evaluated.values, targets, rollout.valid)
         return metrics | hyper | {"explained_variance": float(explained)}
 
-    def loss(self, policy: ActorCritic, batch: Batch, hyper: Hyper) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(
+        self, policy: ActorCritic, batch: Batch, hyper: Hyper
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Clipped surrogate + vf_coef * value loss - ent_coef * entropy, of one minibatch."""
         config, valid = self.config, batch["valid"]
         new = policy.evaluate_actions(batch["inputs"], batch["actions"], mask=batch.get("mask"))

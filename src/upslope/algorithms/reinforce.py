@@ -80,7 +80,9 @@ class Learner:
             metrics["explained_variance"] = float(explained)
         return metrics
 
-    def loss(self, policy: ActorCritic, batch: Batch, hyper: Hyper) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(
+        self, policy: ActorCritic, batch: Batch, hyper: Hyper
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """The pseudo-loss over N episodes: divided by N, never by steps."""
         valid, episodes = batch["valid"], hyper["episodes"]
         new = policy.evaluate_actions(batch["inputs"], batch["actions"], mask=batch.get("mask"))
@@ -89,7 +91,9 @@ class Learner:
         metrics = {"policy_gradient_loss": pseudo, "entropy_loss": -entropy}
         return pseudo - self.config.ent_coef * entropy, metrics
 
-    def critic_loss(self, policy: ActorCritic, batch: Batch, hyper: Hyper) -> tuple[Tensor, dict[str, Tensor]]:
+    def critic_loss(
+        self, policy: ActorCritic, batch: Batch, hyper: Hyper
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean squared error of V against the reward-to-go."""
         loss = value_loss(policy.values(batch["inputs"]), batch["targets"], batch["valid"])
         return loss, {"value_loss": loss}

@@ -5,7 +5,7 @@ A field is declared once, with its default, range, unit and the source of the de
 """
 
 from upslope.config.configs import CONFIGS, Config, PPOConfig, ReinforceConfig
-from upslope.config.presets import preset
+from upslope.config.presets import preset, preset_timesteps
 from upslope.config.settings import Schedule, parse_text, schedule_at
 
 __all__ = [
@@ -16,5 +16,6 @@ __all__ = [
     "Schedule",
     "parse_text",
     "preset",
+    "preset_timesteps",
     "schedule_at",
 ]

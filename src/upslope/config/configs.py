@@ -211,10 +211,19 @@ class Config:
         """Return this config with every derived field filled in for ``n_envs`` environments."""
         return dataclasses.replace(self, n_envs=n_envs)
 
+    def for_other_environments(self) -> Self:
+        """Return this config with what follows from the number of environments left open."""
+        return dataclasses.replace(self, n_envs=None)
+
     @property
     def steps_per_iteration(self) -> int | None:
         """Environment steps of one iteration, or ``None`` for batches of whole episodes."""
         return None
+
+    @property
+    def rows_per_step(self) -> int:
+        """Rows that one gradient step reads, where that is known beforehand (else 1)."""
+        return 1
 
     def to_json(self) -> dict[str, Any]:
         """Return the settings as JSON types; a callable schedule becomes its qualified name."""
@@ -319,6 +328,13 @@ class PPOConfig(Config):
     @property
     def steps_per_iteration(self) -> int | None:
         return None if self.n_envs is None or self.n_steps is None else self.n_envs * self.n_steps
+
+    @property
+    def rows_per_step(self) -> int:
+        return self.batch_size
+
+    def for_other_environments(self) -> Self:
+        return dataclasses.replace(self, n_envs=None, n_steps=None)
 
     def resolve(self, n_envs: int) -> Self:
         n_steps = self.n_steps or max(1, 2048 // n_envs)

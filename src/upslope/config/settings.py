@@ -127,6 +127,8 @@ def _check_bool(rule: Mapping[str, Any], value: Any) -> bool:
 
 
 def _check_choice(rule: Mapping[str, Any], value: Any) -> str:
+    if isinstance(value, type):  # activation_fn=torch.nn.Tanh
+        value = value.__name__.lower()
     if value not in rule["choices"]:
         raise ValueError
     return str(value)
@@ -226,7 +228,8 @@ def is_device(name: str) -> bool:
 
 def plain(value: Any) -> Any:
     if callable(value):
-        return f"{getattr(value, '__module__', '?')}.{getattr(value, '__qualname__', type(value).__qualname__)}"
+        name = getattr(value, "__qualname__", type(value).__qualname__)
+        return {"callable": f"{getattr(value, '__module__', '?')}.{name}"}
     if isinstance(value, Mapping):
         return {key: plain(item) for key, item in value.items()}
     if isinstance(value, (tuple, list)):

@@ -123,11 +123,11 @@ class VectorEngine:
     """A Gymnasium ``VectorEnv`` in whichever autoreset mode its metadata states.
 
     Args:
-        make: returns the vector environment for a list of seeds, called anew at every :meth:`reset`
-            where ``rebuild`` is set (EnvPool takes seeds at construction only).
+        make: returns the vector environment for a list of seeds, or for None before there are any.
         name: the engine's name in config.json.
         seeds_episodes: a list of seeds and a ``reset_mask`` are honoured, so each episode has its own.
-        list_seeds: ``reset(seed=...)`` takes a list.
+        rebuild: make it anew at every seeded reset (EnvPool takes seeds at construction only).
+        spaces: of one environment, where those that the vector states are not to be used.
     """
 
     def __init__(
@@ -137,13 +137,14 @@ class VectorEngine:
         name: str,
         seeds_episodes: bool = False,
         rebuild: bool = False,
+        spaces: tuple[gym.Space[Any], gym.Space[Any]] | None = None,
     ) -> None:
         self._make, self._rebuild = make, rebuild
         self.name, self.seeds_episodes = name, seeds_episodes
         self.env = make(None)
         self.n_envs = self.env.num_envs
-        self.observation_space = self.env.single_observation_space
-        self.action_space = self.env.single_action_space
+        own = (self.env.single_observation_space, self.env.single_action_space)
+        self.observation_space, self.action_space = spaces or own
         self.autoreset = autoreset_mode(self.env)
 
     def reset(self, seeds: Sequence[int] | None) -> Tree:

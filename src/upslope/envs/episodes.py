@@ -173,7 +173,11 @@ class Environments:
             if value is not None:
                 info[key] = float(value)
         episode = Episode(
-            int(self.number[i]), float(self._returns[i]), int(self.episode_step[i]), terminated, info
+            int(self.number[i]),
+            float(self._returns[i]),
+            int(self.episode_step[i]),
+            terminated,
+            info,
         )
         self._returns[i], self.episode_step[i] = 0.0, 0
         return episode

@@ -11,6 +11,7 @@ import importlib
 import importlib.util
 import os
 import sys
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,8 +27,15 @@ from upslope.seeding import SeedTree
 
 EnvLike = str | gym.Env[Any, Any] | VectorEnv[Any, Any, Any] | Callable[[], gym.Env[Any, Any]]
 
-# EnvPool's version of these is Gymnasium's task: equal spaces, limits, rewards and dynamics.
-ENVPOOL_IS_SAME_TASK = frozenset[str]()
+# EnvPool 1.2's version of these is Gymnasium's task: equal limits, rewards, ends and dynamics under equal
+# actions (tests/envs). Not in the list: Pendulum (another integration at the speed limit), Ant and Humanoid
+# (another MuJoCo, other numbers), Taxi (another version).
+ENVPOOL_IS_SAME_TASK = frozenset(
+    ["CartPole-v1", "Acrobot-v1", "MountainCar-v0", "MountainCarContinuous-v0", "LunarLander-v3",
+     "HalfCheetah-v5", "Hopper-v5", "Walker2d-v5", "Swimmer-v5", "Reacher-v5", "InvertedPendulum-v5",
+     "InvertedDoublePendulum-v5"]
+)  # fmt: skip
+ENVS_PER_THREAD = 16  # of EnvPool
 NATIVE_FROM = 8  # environments from which a native vector beats plain ones
 _EXTRAS = {"mujoco": "mujoco", "box2d": "box2d"}  # package of gymnasium.envs -> our extra
 _PLUGINS = {"ALE/": ("ale_py", "atari"), "MiniGrid-": ("minigrid", "minigrid"), "BabyAI-": ("minigrid", "minigrid")}  # fmt: skip
@@ -61,7 +69,9 @@ class Source:
         elif isinstance(self.instance, gym.Env):
             env = self.instance
         else:
-            raise ConfigError(f"{self.name} is a vector of environments; this needs a single one: give an id or a factory")
+            raise ConfigError(
+                f"{self.name} is a vector of environments; this needs a single one: give an id or a factory"
+            )
         return env if limit is None else gym.wrappers.TimeLimit(env, limit)
 
 
@@ -79,7 +89,9 @@ def find_environment(env: EnvLike) -> Source:
         return Source(
             env,
             id=env,
-            reward_threshold=None if spec.reward_threshold is None else float(spec.reward_threshold),
+            reward_threshold=None
+            if spec.reward_threshold is None
+            else float(spec.reward_threshold),
             max_episode_steps=spec.max_episode_steps,
             is_registered=not colon,
         )
@@ -140,11 +152,17 @@ def _make_engine(
                 f"n_envs={n_envs} but {source.name} is {own} environment(s): leave n_envs out, or give an id or a factory"
             )
         if vec not in ("auto", "sync") or (isinstance(instance, VectorEnv) and vec != "auto"):
-            raise ConfigError(f"vec={vec} cannot be applied to an environment that is already made: give an id or a factory")
+            raise ConfigError(
+                f"vec={vec} cannot be applied to an environment that is already made: give an id or a factory"
+            )
     if isinstance(instance, VectorEnv):
         if limit is not None or kwargs:
-            raise ConfigError("max_episode_steps and env_kwargs cannot be applied to a VectorEnv: set them where it is made")
-        return VectorEngine(lambda _: instance, name="vector", seeds_episodes=_takes_seeds(instance))
+            raise ConfigError(
+                "max_episode_steps and env_kwargs cannot be applied to a VectorEnv: set them where it is made"
+            )
+        return VectorEngine(
+            lambda _: instance, name="vector", seeds_episodes=_takes_seeds(instance)
+        )
     n = 1 if instance is not None else n_envs or 8
     kind = _choose(source, n, kwargs) if vec == "auto" else vec
     if kind == "native":
@@ -178,33 +196,56 @@ def _takes_seeds(env: VectorEnv[Any, Any, Any]) -> bool:
 
 def _native_engine(source: Source, n: int, limit: int | None, kwargs: dict[str, Any]) -> Engine:
     if source.id is None or gym.spec(source.id).vector_entry_point is None:
-        raise ConfigError(f"{source.name} has no native vector version: use --vec sync or --vec async")
+        raise ConfigError(
+            f"{source.name} has no native vector version: use --vec sync or --vec async"
+        )
     limited = {} if limit is None else {"max_episode_steps": limit}
     vector = _explained(
         source.id,
-        lambda: gym.make_vec(source.id, n, vectorization_mode="vector_entry_point", **limited, **kwargs),
+        lambda: gym.make_vec(
+            source.id, n, vectorization_mode="vector_entry_point", **limited, **kwargs
+        ),
     )
     return VectorEngine(lambda _: vector, name="native")
 
 
 def _envpool_engine(source: Source, n: int, limit: int | None) -> Engine:
     if source.id is None:
-        raise ConfigError(f"EnvPool knows registered ids only, not {source.name}: use --vec sync or --vec async")
+        raise ConfigError(
+            f"EnvPool knows registered ids only, not {source.name}: use --vec sync or --vec async"
+        )
     try:
         envpool = importlib.import_module("envpool")
     except ImportError:
-        raise ConfigError("EnvPool is not installed: run pip install 'upslope[envpool]', or use --vec sync") from None
+        raise ConfigError(
+            "EnvPool is not installed: run pip install 'upslope[envpool]', or use --vec sync"
+        ) from None
     task = source.id
+    if task not in gym.registry:
+        raise ConfigError(
+            f"EnvPool takes plain registered ids, not {task}: use --vec sync or --vec async"
+        )
     if task not in envpool.list_all_envs():
         raise ConfigError(f"EnvPool has no {task}: use --vec sync or --vec async")
     limited = {} if limit is None else {"max_episode_steps": limit}
+    threads = max(1, min(os.cpu_count() or 1, n // ENVS_PER_THREAD))
 
     def make(seeds: Sequence[int] | None) -> VectorEnv[Any, Any, Any]:
-        seed = {} if seeds is None else {"seed": list(seeds)}
-        threads = min(n, os.cpu_count() or 1)
-        return envpool.make_gymnasium(task, num_envs=n, num_threads=threads, **seed, **limited)  # type: ignore[no-any-return]
+        seed = list(range(n)) if seeds is None else list(seeds)
+        with warnings.catch_warnings():  # its float64 bounds are stored in float32
+            warnings.simplefilter("ignore")
+            return envpool.make_gymnasium(  # type: ignore[no-any-return]
+                task, num_envs=n, num_threads=threads, seed=seed, **limited
+            )
 
-    return VectorEngine(make, name="envpool", rebuild=True)
+    return VectorEngine(make, name="envpool", rebuild=True, spaces=_spaces_of(task))
+
+
+def _spaces_of(env_id: str) -> tuple[gym.Space[Any], gym.Space[Any]]:
+    """Gymnasium's own spaces: EnvPool states others (dtypes, LunarLander's bounds) for the same task."""
+    env = _explained(env_id, lambda: gym.make(env_id))
+    env.close()
+    return env.observation_space, env.action_space
 
 
 def _find_spec(env_id: str) -> gym.envs.registration.EnvSpec:
@@ -216,7 +257,9 @@ def _find_spec(env_id: str) -> gym.envs.registration.EnvSpec:
             try:
                 gym.register_envs(importlib.import_module(package))
             except ImportError:
-                raise UnknownEnvironmentError(f"{env_id} needs {package}: run pip install 'upslope[{extra}]'") from None
+                raise UnknownEnvironmentError(
+                    f"{env_id} needs {package}: run pip install 'upslope[{extra}]'"
+                ) from None
     try:
         return gym.spec(name)
     except gym.error.Error as error:
@@ -257,9 +300,13 @@ def _explained(env_id: str, make: Callable[[], Any]) -> Any:
         entry = str(gym.spec(env_id).entry_point)
         extra = next((extra for part, extra in _EXTRAS.items() if f".{part}" in entry), None)
         remedy = f"run pip install 'upslope[{extra}]'" if extra else str(error)
-        raise UnknownEnvironmentError(f"{env_id} needs a package that is not installed: {remedy}") from error
+        raise UnknownEnvironmentError(
+            f"{env_id} needs a package that is not installed: {remedy}"
+        ) from error
     except TypeError as error:
-        raise ConfigError(f"{env_id} does not take these arguments: {error}; check --env-kwargs") from error
+        raise ConfigError(
+            f"{env_id} does not take these arguments: {error}; check --env-kwargs"
+        ) from error
     except Exception as error:
         raise UnknownEnvironmentError(
             f"{env_id} cannot be made: {type(error).__name__}: {error} (--debug shows where)"
@@ -270,7 +317,9 @@ def _factory_from_file(path: str, attribute: str) -> Callable[[], gym.Env[Any, A
     """Run a user's file and return the factory it defines."""
     file = Path(path)
     if not file.is_file():
-        raise UnknownEnvironmentError(f"there is no file {path!r}: give FILE.py:FACTORY relative to {os.getcwd()}")
+        raise UnknownEnvironmentError(
+            f"there is no file {path!r}: give FILE.py:FACTORY relative to {os.getcwd()}"
+        )
     sys.path.insert(0, str(file.resolve().parent))
     spec = importlib.util.spec_from_file_location(file.stem, file)
     assert spec is not None and spec.loader is not None
@@ -279,9 +328,17 @@ def _factory_from_file(path: str, attribute: str) -> Callable[[], gym.Env[Any, A
     try:
         spec.loader.exec_module(module)
     except Exception as error:
-        raise UnknownEnvironmentError(f"{path} raised {type(error).__name__} when run: {error}") from error
+        raise UnknownEnvironmentError(
+            f"{path} raised {type(error).__name__} when run: {error}"
+        ) from error
     factory = getattr(module, attribute, None)
     if not callable(factory):
-        known = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
-        raise UnknownEnvironmentError(f"{path} defines no factory {attribute!r}; it defines {', '.join(known) or 'none'}")
+        known = [
+            name
+            for name, value in vars(module).items()
+            if callable(value) and not name.startswith("_")
+        ]
+        raise UnknownEnvironmentError(
+            f"{path} defines no factory {attribute!r}; it defines {', '.join(known) or 'none'}"
+        )
     return factory  # type: ignore[no-any-return]

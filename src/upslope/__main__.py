@@ -1,0 +1,7 @@
+"""``python -m upslope``."""
+
+import sys
+
+from upslope.cli.main import main
+
+sys.exit(main())

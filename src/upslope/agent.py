@@ -1,0 +1,414 @@
+"""The object a user holds: learn, predict, evaluate, save, load."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import gymnasium as gym
+import numpy as np
+from numpy.typing import NDArray
+
+from upslope.algorithms import make_learner
+from upslope.callbacks import Callback, CallbackList
+from upslope.config import CONFIGS, Config, preset
+from upslope.envs.make import EnvLike, Source, find_environment, make_environments
+from upslope.errors import ConfigError, ModelFileError
+from upslope.evaluation import Sample, Score, evaluate
+from upslope.policies.actor_critic import ActorCritic
+from upslope.interrupts import interrupts
+from upslope.policies.encoders import FeaturesFactory
+from upslope.policies.make import find_device, make_policy
+from upslope.runs.policy_file import load_model, save_model
+from upslope.seeding import SeedTree
+from upslope.training import Event, Training
+from upslope.trees import Tree
+
+log = logging.getLogger("upslope")
+EVALUATION_ENVS = 16  # slots of an evaluation; fixed, so that a score depends on nothing else
+
+
+class _OnClassOnly:
+    """``PPO.load(path)`` makes an agent; on an instance it would silently do nothing to it."""
+
+    def __get__(self, instance: Agent | None, owner: type[Agent]) -> Callable[..., Agent]:
+        if instance is not None:
+            raise ConfigError(
+                f"load makes a new agent and would leave this one as it is: write agent = {owner.__name__}.load(path)"
+            )
+        return owner._load
+
+
+class Agent:
+    """A policy, its environments and the algorithm that trains it. Use ``PPO`` or ``REINFORCE``.
+
+    Args:
+        env: an environment id (``module:Env-v0`` works), ``my_env.py:make_env``, a ``gym.Env``, a
+            factory, or a ``gymnasium.vector.VectorEnv``. ``PPO("MlpPolicy", env)`` is understood.
+        policy: ``"MlpPolicy"`` or a factory ``observation_space -> torch.nn.Module`` of features.
+        preset: ``"auto"`` takes the tuned settings of this environment, as the command line does.
+        run_dir: where ``learn`` writes a run directory; without it nothing is written to disk.
+        settings: the algorithm's settings by name (``upslope train --algo ... --help`` lists them).
+
+    Raises:
+        ConfigError: a setting that does not exist or is out of range, with the nearest or the range.
+        UnknownEnvironmentError, UnsupportedSpaceError: as they say.
+    """
+
+    algorithm: ClassVar[str]
+    load = _OnClassOnly()
+
+    def __init__(
+        self,
+        env: EnvLike | None,
+        *positional: Any,
+        policy: str | FeaturesFactory = "MlpPolicy",
+        preset: str | None = None,
+        run_dir: str | os.PathLike[str] | None = None,
+        **settings: Any,
+    ) -> None:
+        if isinstance(env, str) and env.endswith("Policy") and len(positional) == 1:
+            policy, (env,) = env, positional
+        elif positional:
+            raise ConfigError(
+                f"{type(self).__name__} takes the environment and then keyword arguments only"
+            )
+        if env is None:
+            raise ConfigError(
+                f"{type(self).__name__} needs an environment: give an id, an Env, a factory or a VectorEnv"
+            )
+        source = find_environment(env)
+        config = make_config(self.algorithm, source, preset, settings)
+        self._features = _features_of(policy)
+        self.run_dir = None if run_dir is None else Path(run_dir)
+        self._begin(source, config, None)
+        _ = self.training  # made now, so that whatever is wrong with the environment is said now
+
+    def _begin(self, source: Source | None, config: Config, policy: ActorCritic | None) -> None:
+        """Hold the parts; a policy that exists already needs no environment before it learns."""
+        self.source, self.config = source, config
+        self._training: Training | None = None
+        self._predict_noise = SeedTree(config.seed).generator("predict")
+        if policy is not None:
+            self.policy = policy.to(find_device(config.device))
+
+    @property
+    def training(self) -> Training:
+        """The run in progress: its counters, environments and optimisers, made when first needed."""
+        if self._training is None:
+            source, config = self._needed_source(), self.config
+            envs = make_environments(
+                source,
+                n_envs=config.n_envs,
+                seed=config.seed,
+                vec=config.vec,
+                max_episode_steps=config.max_episode_steps,
+                env_kwargs=config.env_kwargs,
+                log_info=config.log_info,
+            )
+            self.config = config = config.resolve(envs.n_envs)
+            spaces = (envs.observation_space, envs.action_space)
+            if hasattr(self, "policy"):
+                _check_spaces(self.policy, *spaces)
+            else:
+                policy = make_policy(config, *spaces, self._features)
+                self.policy = policy.to(find_device(config.device))
+            learner = make_learner(config, self.policy)
+            self._training = Training(config, self.policy, learner, envs, source.max_episode_steps)
+        return self._training
+
+    def _needed_source(self) -> Source:
+        if self.source is None:
+            raise ConfigError(
+                "this model's environment is not one that Gymnasium has registered, and names in a "
+                "file are not imported: give it, as in upslope.load(path, env=...)"
+            )
+        return self.source
+
+    @property
+    def num_timesteps(self) -> int:
+        """Environment steps learned from so far."""
+        return 0 if self._training is None else self._training.timesteps
+
+    def learn(
+        self,
+        total_timesteps: int,
+        callback: Callback | Sequence[Callback] | None = None,
+        progress_bar: bool = False,
+        reset_num_timesteps: bool = True,
+    ) -> Self:
+        """Train for ``total_timesteps`` more environment steps, in whole iterations.
+
+        The last iteration may overshoot. Ctrl-C raises KeyboardInterrupt after the iteration that
+        is running; the agent is then that of its end and stays usable. A second Ctrl-C stops at once.
+
+        Args:
+            total_timesteps: environment steps, at least 1.
+            callback: ``f(event)`` or several, called after each iteration; False stops.
+            progress_bar: show a live line on standard error.
+            reset_num_timesteps: count from 0 again, schedules included; otherwise go on counting.
+
+        Raises:
+            EnvironmentFaultError, NonFiniteError: the policy is then that of the last whole iteration.
+        """
+        if (
+            isinstance(total_timesteps, bool)
+            or int(total_timesteps) != total_timesteps
+            or total_timesteps < 1
+        ):
+            raise ConfigError(f"total_timesteps={total_timesteps!r} is not a whole number >= 1")
+        training = self.training
+        if reset_num_timesteps:
+            training.timesteps = 0
+        goal = training.timesteps + int(total_timesteps)
+        calls = _as_list(callback)
+        with contextlib.ExitStack() as stack:
+            if progress_bar:
+                from upslope.runs.live import LiveProgress
+
+                calls.append(stack.enter_context(LiveProgress(self, goal)))
+            if self.run_dir is not None:
+                from upslope.runs.directory import RunDirectory
+
+                calls.append(stack.enter_context(RunDirectory.create(self.run_dir, self, goal)))
+            interrupted = stack.enter_context(interrupts())
+            calls = CallbackList(calls)
+
+            def on_iteration(event: Event) -> bool:
+                goes_on = calls(event)
+                if interrupted:
+                    raise KeyboardInterrupt
+                return goes_on
+
+            training.run(goal, on_iteration, self)
+        if training.timesteps > goal:
+            log.info(
+                "trained %d steps, %d more than asked: iterations are whole",
+                training.timesteps,
+                training.timesteps - goal,
+            )
+        return self
+
+    def predict(
+        self,
+        observation: Any,
+        state: Tree | None = None,
+        episode_start: NDArray[np.bool_] | None = None,
+        deterministic: bool = False,
+    ) -> tuple[Any, Tree | None]:
+        """Return the action for one observation or a batch of them, as ``env.step`` takes it.
+
+        Args:
+            observation: ``[*shape]`` or ``[N, *shape]``.
+            state: what the last call returned; None at the start, and always for policies without memory.
+            episode_start: ``[N]``, where an episode begins; without memory it changes nothing.
+            deterministic: the mode instead of a sample.
+
+        Raises:
+            ConfigError: if the observation does not have the space's shape.
+        """
+        shape = self.policy.observation_space.shape or ()
+        obs = np.asarray(observation)
+        single = obs.shape == shape
+        if not single and obs.shape[1:] != shape:
+            raise ConfigError(
+                f"the observation has shape {obs.shape}: give {shape}, or {('N', *shape)} for a batch"
+            )
+        batch = obs[None] if single else obs
+        noise = None
+        if not deterministic:
+            noise = self.policy.actions.draw_noise(self._predict_noise, (len(batch),))
+        actions, _ = self.policy.act(batch, () if state is None else state, noise=noise)
+        in_env_units = self.policy.actions.to_env(actions)
+        return (in_env_units[0] if single else in_env_units), state
+
+    def evaluate(
+        self,
+        n_episodes: int = 100,
+        seed: int | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> Score:
+        """Run fresh numbered episodes twice, with sampled actions and with the mode.
+
+        Args:
+            n_episodes: for each of the two.
+            seed: of environments and actions; by default one derived from the run's seed.
+            progress: told how many episodes have finished, up to ``2 * n_episodes``.
+        """
+        if n_episodes < 1:
+            raise ConfigError(f"n_episodes={n_episodes} must be at least 1")
+        sampled = self.evaluate_one_way(
+            n_episodes, seed=seed, deterministic=False, progress=progress
+        )
+        offset = None if progress is None else (lambda done: progress(n_episodes + done))
+        mode = self.evaluate_one_way(n_episodes, seed=seed, deterministic=True, progress=offset)
+        return Score(sampled, mode, self._evaluation_seed(seed))
+
+    def evaluate_one_way(
+        self,
+        n_episodes: int,
+        *,
+        seed: int | None = None,
+        deterministic: bool = True,
+        progress: Callable[[int], None] | None = None,
+    ) -> Sample:
+        """Evaluate with either sampled or deterministic actions; see :meth:`evaluate`."""
+        config, source = self.config, self._needed_source()
+        given = source.instance is not None
+        envs = make_environments(
+            source,
+            n_envs=None if given else min(EVALUATION_ENVS, n_episodes),
+            seed=self._evaluation_seed(seed),
+            vec="auto" if given else "sync",
+            max_episode_steps=config.max_episode_steps,
+            env_kwargs=config.env_kwargs,
+        )
+        try:
+            return evaluate(
+                self.policy, envs, n_episodes,
+                deterministic=deterministic, threshold=source.reward_threshold, progress=progress,
+            )  # fmt: skip
+        finally:
+            if given:
+                self.training.restart_environments()
+            else:
+                envs.close()
+
+    def _evaluation_seed(self, seed: int | None) -> int:
+        return SeedTree(self.config.seed).integer("evaluation") if seed is None else seed
+
+    def save(self, path: str | os.PathLike[str], evaluation: Score | None = None) -> None:
+        """Write one model file: weights, normaliser, spaces, settings, and the score where given.
+
+        Raises:
+            ModelFileError: if it cannot be written; what was at ``path`` is then unharmed.
+        """
+        observations = None if self._training is None else self._training.envs.obs
+        source = self.source or Source("unknown")
+        save_model(path, self.policy, self.config, source, self._features, observations, evaluation)
+
+    @classmethod
+    def _load(
+        cls,
+        path: str | os.PathLike[str],
+        env: EnvLike | None = None,
+        *,
+        policy: FeaturesFactory | None = None,
+        **settings: Any,
+    ) -> Agent:
+        """Make an agent from a model file, as :func:`upslope.load` does; the algorithm must be this one."""
+        agent = load(path, env, policy=policy, **settings)
+        if cls is not Agent and not isinstance(agent, cls):
+            raise ModelFileError(
+                f"{path} holds a {agent.algorithm} model, not {cls.algorithm}: use upslope.load(path)"
+            )
+        return agent
+
+    def set_env(self, env: EnvLike) -> None:
+        """Go on with another environment of the same spaces."""
+        self.close()
+        config = self.config if isinstance(env, str) else self.config.for_other_environments()
+        self._begin(find_environment(env), config, self.policy)
+        _ = self.training
+
+    def get_env(self) -> Any:
+        """Return the environments that training steps."""
+        return self.training.envs
+
+    def close(self) -> None:
+        """Release the environments."""
+        if self._training is not None:
+            self._training.envs.close()
+            self._training = None
+
+
+class REINFORCE(Agent):
+    """REINFORCE (Williams 1992); settings: :class:`upslope.config.ReinforceConfig`."""
+
+    algorithm = "reinforce"
+
+
+class PPO(Agent):
+    """PPO (Schulman et al. 2017); settings: :class:`upslope.config.PPOConfig`."""
+
+    algorithm = "ppo"
+
+
+AGENTS: dict[str, type[Agent]] = {"reinforce": REINFORCE, "ppo": PPO}
+
+
+def load(
+    path: str | os.PathLike[str],
+    env: EnvLike | None = None,
+    *,
+    policy: FeaturesFactory | None = None,
+    **settings: Any,
+) -> Agent:
+    """Make an agent from a model file; nothing in the file is executed or imported.
+
+    Args:
+        path: what ``agent.save`` wrote.
+        env: an environment of the same spaces; by default the recorded one, if it is an id that
+            Gymnasium already has registered.
+        policy: the features factory, for a model that was made with one.
+        settings: override recorded settings, e.g. ``device="cpu"`` or ``n_envs=1``.
+
+    Raises:
+        ModelFileError: damaged, foreign, from a newer version, or not fitting ``env``.
+        ConfigError: if ``env`` must be given, or a setting is wrong.
+    """
+    loaded = load_model(path, policy)
+    config = loaded.config({})
+    if env is not None and not isinstance(env, str):
+        config = config.for_other_environments()
+    agent = object.__new__(AGENTS[config.algorithm])
+    agent._features, agent.run_dir = policy, None
+    config = type(config).from_settings({**vars(config), **settings})
+    agent._begin(loaded.source(env), config, loaded.policy)
+    if env is not None:
+        _ = agent.training
+    return agent
+
+
+def make_config(
+    algorithm: str, source: Source, wanted: str | None, settings: dict[str, Any]
+) -> Config:
+    """Return the config of keyword arguments over a preset (``"auto"``) over the plain defaults."""
+    if wanted not in (None, "auto", "none"):
+        raise ConfigError(f"preset={wanted!r} is not one of auto, none")
+    tuned = preset(source.id or "", algorithm) if wanted == "auto" else {}
+    taken = {"preset": "auto"} if tuned else {}
+    return CONFIGS[algorithm].from_settings(tuned | settings | taken)
+
+
+def _features_of(policy: str | FeaturesFactory) -> FeaturesFactory | None:
+    if policy == "MlpPolicy":
+        return None
+    if isinstance(policy, str) or not callable(policy):
+        raise ConfigError(
+            f"policy={policy!r} is not known: use 'MlpPolicy', or a factory observation_space -> torch.nn.Module"
+        )
+    return policy
+
+
+def _check_spaces(
+    policy: ActorCritic, observations: gym.Space[Any], actions: gym.Space[Any]
+) -> None:
+    for what, recorded, given in (
+        ("observation", policy.observation_space, observations),
+        ("action", policy.action_space, actions),
+    ):
+        if recorded != given:
+            raise ModelFileError(
+                f"the model's {what} space is {recorded} but the environment's is {given}: give an environment of the same spaces"
+            )
+
+
+def _as_list(callback: Callback | Sequence[Callback] | None) -> list[Any]:
+    if callback is None:
+        return []
+    return list(callback) if isinstance(callback, Sequence) else [callback]

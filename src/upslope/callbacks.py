@@ -1,0 +1,94 @@
+"""Ready callbacks for ``learn(callback=...)``; any ``f(event)`` will do, and returning False stops."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from upslope.errors import ConfigError
+from upslope.training import WINDOW, Event
+
+Callback = Callable[[Event], bool | None]
+
+
+class CallbackList:
+    """Call several callbacks; training goes on while none of them returns False."""
+
+    def __init__(self, callbacks: Sequence[Callback]) -> None:
+        self.callbacks = list(callbacks)
+
+    def __call__(self, event: Event) -> bool:
+        return all([callback(event) is not False for callback in self.callbacks])
+
+
+class StopTrainingOnRewardThreshold:
+    """Stop once the last 100 finished episodes average ``reward_threshold``.
+
+    The first crossing is the maximum of a noisy series: confirm it on fresh episodes
+    (``agent.evaluate``) before calling the task solved.
+    """
+
+    def __init__(self, reward_threshold: float) -> None:
+        self.reward_threshold = reward_threshold
+
+    def __call__(self, event: Event) -> bool:
+        enough = event.metrics["rollout/episodes"] >= WINDOW
+        mean = event.metrics.get("rollout/ep_rew_mean", float("-inf"))
+        return not (enough and mean >= self.reward_threshold)
+
+
+class EvalCallback:
+    """Evaluate every ``eval_freq`` steps on fresh seeds; add ``eval/mean_reward`` to the metrics.
+
+    With ``best_model_save_path`` the best policy so far is saved there. The best of several noisy
+    scores is biased upwards, so evaluate that file again before quoting its score.
+    """
+
+    def __init__(
+        self,
+        eval_freq: int = 10_000,
+        n_eval_episodes: int = 20,
+        *,
+        deterministic: bool = True,
+        best_model_save_path: str | Path | None = None,
+    ) -> None:
+        if eval_freq < 1 or n_eval_episodes < 1:
+            raise ConfigError("eval_freq and n_eval_episodes must be at least 1")
+        self.eval_freq, self.n_eval_episodes = eval_freq, n_eval_episodes
+        self.deterministic, self.best_model_save_path = deterministic, best_model_save_path
+        self.best_mean_reward = float("-inf")
+        self._due = eval_freq
+
+    def __call__(self, event: Event) -> bool:
+        if event.timesteps < self._due:
+            return True
+        self._due = (event.timesteps // self.eval_freq + 1) * self.eval_freq
+        sample = event.agent.evaluate_one_way(
+            self.n_eval_episodes, seed=event.iteration, deterministic=self.deterministic
+        )
+        event.metrics["eval/mean_reward"] = sample.mean
+        event.metrics["eval/mean_ep_length"] = float(sample.lengths.mean())
+        if sample.success_rate is not None:
+            event.metrics["eval/success_rate"] = sample.success_rate
+        if sample.mean > self.best_mean_reward:
+            self.best_mean_reward = sample.mean
+            if self.best_model_save_path is not None:
+                event.agent.save(self.best_model_save_path)
+        return True
+
+
+class CheckpointCallback:
+    """Save a model file every ``save_freq`` steps as ``save_path/<name_prefix>_<steps>_steps.safetensors``."""
+
+    def __init__(self, save_freq: int, save_path: str | Path, name_prefix: str = "model") -> None:
+        if save_freq < 1:
+            raise ConfigError("save_freq must be at least 1")
+        self.save_freq, self.save_path, self.name_prefix = save_freq, Path(save_path), name_prefix
+        self._due = save_freq
+
+    def __call__(self, event: Event) -> bool:
+        if event.timesteps >= self._due:
+            self._due = (event.timesteps // self.save_freq + 1) * self.save_freq
+            name = f"{self.name_prefix}_{event.timesteps}_steps.safetensors"
+            event.agent.save(self.save_path / name)
+        return True

@@ -1,0 +1,80 @@
+"""``upslope eval RUN``: score a trained policy on fresh episodes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from upslope.cli.evaluation_bar import evaluation_bar
+from upslope.cli.parser import Parser, whole_number
+from upslope.errors import ConfigError
+
+if TYPE_CHECKING:
+    from upslope.agent import Agent
+
+
+def parser() -> Parser:
+    """Return the parser of ``upslope eval``."""
+    made = Parser(
+        "upslope eval", "Evaluate a trained policy, with sampled actions and with the mode."
+    )
+    made.add_argument("run", metavar="RUN", help="a run directory or a model file")
+    made.add_argument("--episodes", type=whole_number("--episodes", 1), default=100, metavar="N",
+                      help="fresh episodes for each way to act (default: 100)")  # fmt: skip
+    made.add_argument("--seed", type=whole_number("--seed"), default=None, metavar="S",
+                      help="seed of environments and actions (default: one derived from the run's)")  # fmt: skip
+    made.add_argument(
+        "--env", metavar="ENV", help="the environment, needed where it is the user's own"
+    )
+    made.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    return made
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run the command and return its exit code."""
+    asked = parser().parse(arguments)
+    agent, path = load_run(asked.run, asked.env)
+
+    from upslope.cli.summary import score_lines
+
+    with evaluation_bar(2 * asked.episodes, quiet=asked.json) as progress:
+        score = agent.evaluate(asked.episodes, seed=asked.seed, progress=progress)
+    if asked.json:
+        print(json.dumps({**score.to_json(), "model": str(path)}))
+    else:
+        print("\n".join([*score_lines(score), f"model    {path} (this policy, not the algorithm)"]))
+    return 0
+
+
+def load_run(run: str, env: str | None, **settings: Any) -> tuple[Agent, Path]:
+    """Return the agent of a run directory or model file; the environment must be known or given.
+
+    Raises:
+        ConfigError: no such run, or ``--env`` is needed, with the command to type.
+    """
+    path = Path(run)
+    if path.is_dir():
+        path = path / "model.safetensors"
+    if not path.exists():
+        raise ConfigError(
+            f"{run} is no run directory with a model.safetensors and no model file: check the path"
+        )
+
+    from upslope.agent import load
+    from upslope.runs.model_file import read_header
+
+    recorded = read_header(path)["environment"]
+    try:
+        agent = load(path, env, **settings)
+        if agent.source is None:
+            raise ConfigError(
+                f"{path} was trained on {recorded['name']}, which is not imported because a file says so: "
+                f"add --env {recorded['name'] if ':' in recorded['name'] else 'FILE.py:FACTORY'}"
+            )
+    except ConfigError as error:
+        if "features factory" in str(error):
+            raise ConfigError(f"{error}; use upslope.load(path, policy=...) from Python") from None
+        raise
+    return agent, path

@@ -1,0 +1,66 @@
+"""``upslope``: find the command, run it, and turn whatever happens into an exit code and one sentence."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+
+from upslope.cli.parser import Parser
+from upslope.errors import ConfigError, UpslopeError, did_you_mean
+
+COMMANDS = {
+    "train": "train a policy on an environment",
+    "eval": "evaluate a trained policy on fresh episodes",
+    "play": "watch a trained policy, or film it",
+    "envs": "list the environments that are installed",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command line and return its exit code (also the console script)."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in arguments
+    if debug:
+        arguments.remove("--debug")
+    try:
+        return _command(arguments)(arguments[1:])
+    except SystemExit as done:  # --help and --version
+        return int(done.code or 0)
+    except KeyboardInterrupt:
+        print("upslope: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `upslope envs | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except UpslopeError as error:
+        if debug:
+            raise
+        print(f"upslope: {error}", file=sys.stderr)
+        return error.exit_code
+    finally:
+        _flush()
+
+
+def _command(arguments: Sequence[str]) -> Callable[[Sequence[str]], int]:
+    name = arguments[0] if arguments else "--help"
+    if name in COMMANDS:
+        return import_module(f"upslope.cli.{name}").run  # type: ignore[no-any-return]
+    if not name.startswith("-"):
+        known = ", ".join(COMMANDS)
+        raise ConfigError(
+            f"there is no command {name!r}{did_you_mean(name, COMMANDS)}; the commands are {known}"
+        )
+    Parser("upslope", "Train policies by policy gradients.", commands=COMMANDS).parse_args(
+        arguments[:1]
+    )
+    raise ConfigError(f"{name} needs a command: type `upslope --help`")
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (BrokenPipeError, ValueError):
+            pass

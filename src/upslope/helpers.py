@@ -1,0 +1,70 @@
+"""Helpers by the names people search for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium as gym
+from gymnasium.vector import VectorEnv
+
+from upslope.agent import Agent
+from upslope.envs.episodes import Environments
+from upslope.envs.make import EnvLike, find_environment, make_environments
+from upslope.errors import ConfigError
+from upslope.policies.actor_critic import ActorCritic
+
+
+def make_vec_env(
+    env: EnvLike, n_envs: int | None = None, seed: int = 0, vec: str = "auto", **env_kwargs: Any
+) -> Any:
+    """Return environments for :func:`upslope.collect`; arguments as for the agents.
+
+    Raises:
+        UnknownEnvironmentError, ConfigError: as they say.
+    """
+    return make_environments(
+        find_environment(env), n_envs=n_envs, seed=seed, vec=vec, env_kwargs=env_kwargs
+    )
+
+
+def evaluate_policy(
+    model: Agent,
+    env: EnvLike | None = None,
+    n_eval_episodes: int = 10,
+    deterministic: bool = True,
+    return_episode_rewards: bool = False,
+) -> tuple[float, float] | tuple[list[float], list[int]]:
+    """Mean and standard deviation of the return, in Stable-Baselines3's form; prefer ``agent.evaluate``.
+
+    Args:
+        model: an agent.
+        env: by default fresh copies of the agent's own.
+        n_eval_episodes: at least 1.
+        deterministic: the mode instead of samples.
+        return_episode_rewards: return the lists of returns and lengths instead.
+    """
+    source = model.source
+    try:
+        if env is not None:
+            model.source = find_environment(env)
+        sample = model.evaluate_one_way(n_eval_episodes, deterministic=deterministic)
+    finally:
+        model.source = source
+    if return_episode_rewards:
+        return sample.returns.tolist(), sample.lengths.tolist()
+    return sample.mean, float(sample.returns.std())
+
+
+def check_env(env: gym.Env[Any, Any], warn: bool = True) -> None:
+    """Check an environment against Gymnasium's contract and against what the policies here can read.
+
+    Raises:
+        UnsupportedSpaceError: if no policy here fits its spaces.
+        Exception: whatever Gymnasium's own checker finds.
+    """
+    from gymnasium.utils.env_checker import check_env as gymnasium_check
+
+    if isinstance(env, VectorEnv):
+        raise ConfigError("check_env takes a single environment, not a VectorEnv")
+    gymnasium_check(env.unwrapped, skip_render_check=True)
+    ActorCritic(env.observation_space, env.action_space)
