@@ -217,7 +217,7 @@ def test_loss_gradient_and_metrics_of_one_batch(
         task,
         "float64",
         moved,
-        1e-11,
+        1e-12,
         normalize_advantage=normalize_advantage,
         clip_range_vf=clip_range_vf,
     )
@@ -285,10 +285,10 @@ def test_weights_after_three_epochs_of_uneven_minibatches(
     assert both.n_steps == len(both.followed) == 9
     norms = [sum(float(g.square().sum()) for g in step.values()) ** 0.5 for step in both.followed]
     assert max(norms) == pytest.approx(max_grad_norm, rel=1e-4)  # the clip was active
-    assert largest_gap(both.ours, both.theirs) < 1e-11
+    assert largest_gap(both.ours, both.theirs) < 1e-13
     for name in ("policy_gradient_loss", "value_loss", "entropy_loss", "learning_rate"):
         theirs = both.logged[f"train/{name}"]
-        assert both.metrics[name] == pytest.approx(theirs, rel=1e-11, abs=1e-11), name
+        assert both.metrics[name] == pytest.approx(theirs, rel=1e-12, abs=1e-12), name
     theirs = both.logged["train/clip_fraction"]
     assert both.metrics["clip_fraction"] == pytest.approx(theirs, abs=1e-7)
 
@@ -298,7 +298,7 @@ def test_target_kl_stops_before_the_same_step(task: str, monkeypatch: pytest.Mon
     both = update_both(task, 0.002, monkeypatch, n_epochs=4, batch_size=32, target_kl=0.01)
     assert 1 < both.n_steps < 16
     assert both.n_steps == len(both.followed)
-    assert largest_gap(both.ours, both.theirs) < 1e-11
+    assert largest_gap(both.ours, both.theirs) < 1e-13
 
 
 @pytest.mark.parametrize("baseline", ["none", "value"])
@@ -334,8 +334,8 @@ def test_reinforce_follows_the_gradient_of_a2c_times_steps_per_episode(baseline:
     fill(peer, rollout, values, torch.zeros(1))
     followed = record_gradients(peer, policy)
     peer.train()
-    assert largest_gap(ours, followed[0]) < 1e-10
-    assert max(float(g.abs().max()) for g in ours.values()) > 0.05
+    assert float(ours["actor_head.weight"].abs().max()) > 0.05
+    assert largest_gap(ours, followed[0]) < 1e-12
 
 
 class Falls(gym.Wrapper):

@@ -99,7 +99,9 @@ def test_clipped_surrogate_loss_is_the_mean_over_valid_rows() -> None:
     ratio, weight, value, _ = (torch.tensor(x, dtype=F64) for x in zip(*CLIP_CASES, strict=True))
     old = torch.linspace(-3, -1, len(CLIP_CASES), dtype=F64)
     valid = torch.tensor([True, True, False, True, True, False])
-    loss = clipped_surrogate_loss(old + ratio.log(), old, weight, valid, torch.tensor(0.2))
+    loss = clipped_surrogate_loss(
+        old + ratio.log(), old, weight, valid, torch.tensor(0.2, dtype=F64)
+    )
     close(loss, -(3.3 + 2.4 + 2.0 - 3.2) / 4)
     assert value[valid].sum() == pytest.approx(4.5)
 
@@ -152,9 +154,9 @@ def test_objectives_are_the_sums_as_written(n_rows: int, n_columns: int, seed: i
 def test_at_ratio_one_the_surrogate_has_the_policy_gradient(
     n_rows: int, n_columns: int, seed: int, clip_range: float
 ) -> None:
-    """Same weights, mask and divisor; through a softmax policy, clip_range 0 included (Eq. 11.3)."""
+    """Same weights, mask and divisor, through a softmax policy; clip_range 0 too (Eq. 11.3)."""
     _, _, weight, valid = random_rows(n_rows, n_columns, seed)
-    logits, actions, log_prob = softmax_policy(n_rows, n_columns, seed)
+    logits, _, log_prob = softmax_policy(n_rows, n_columns, seed)
     surrogate = clipped_surrogate_loss(log_prob, log_prob.detach(), weight, valid, clip_range)
     pseudo = policy_gradient_loss(log_prob, weight, valid, valid.sum())
     expected = torch.autograd.grad(pseudo, logits, retain_graph=True)[0]
@@ -196,7 +198,7 @@ def test_gradient_of_the_value_loss() -> None:
 def test_gradient_of_the_entropy_bonus_follows_the_entropy() -> None:
     entropy, _, _, valid = random_rows(6, 3, 3)
     entropy.requires_grad_()
-    close(gradient_of(entropy_bonus(entropy, valid), entropy), valid / valid.sum())
+    close(gradient_of(entropy_bonus(entropy, valid), entropy), valid.to(F64) / valid.sum())
 
 
 @pytest.mark.parametrize("name", ["weight", "old_log_prob", "targets", "old_values"])
