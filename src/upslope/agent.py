@@ -20,7 +20,7 @@ from upslope.envs.make import EnvLike, Source, find_environment, make_environmen
 from upslope.errors import ConfigError, ModelFileError
 from upslope.evaluation import Sample, Score, evaluate
 from upslope.policies.actor_critic import ActorCritic
-from upslope.interrupts import interrupts
+from upslope.interrupts import Interrupted, interrupts
 from upslope.policies.encoders import FeaturesFactory
 from upslope.policies.make import find_device, make_policy
 from upslope.runs.policy_file import load_model, save_model
@@ -181,7 +181,7 @@ class Agent:
             def on_iteration(event: Event) -> bool:
                 goes_on = calls(event)
                 if interrupted:
-                    raise KeyboardInterrupt
+                    raise Interrupted(interrupted[0])
                 return goes_on
 
             training.run(goal, on_iteration, self)

@@ -1,4 +1,4 @@
-"""Ctrl-C while training: the iteration that is running is finished first."""
+"""Ctrl-C and SIGTERM: the training iteration that is running is finished first."""
 
 from __future__ import annotations
 
@@ -9,9 +9,22 @@ from collections.abc import Iterator
 from typing import Any
 
 
+class Interrupted(KeyboardInterrupt):
+    """A signal asked the process to stop; ``exit_code`` is 130 for Ctrl-C and 143 for SIGTERM."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.exit_code = 128 + number
+
+
+def stop_at_once(number: int, frame: Any) -> None:
+    """Handle a signal where nothing has to be finished first."""
+    raise Interrupted(number)
+
+
 @contextlib.contextmanager
 def interrupts() -> Iterator[list[int]]:
-    """Collect the first Ctrl-C in a list instead of raising; the second raises at once.
+    """Collect the first Ctrl-C or SIGTERM in a list instead of raising; the second raises at once.
 
     Outside the main thread, where signals cannot be caught, the list stays empty.
     """
@@ -22,11 +35,13 @@ def interrupts() -> Iterator[list[int]]:
 
     def remember(number: int, frame: Any) -> None:
         if caught:
-            raise KeyboardInterrupt
+            raise Interrupted(number)
         caught.append(number)
 
-    before = signal.signal(signal.SIGINT, remember)
+    signals = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, remember) for number in signals]
     try:
         yield caught
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in zip(signals, before, strict=True):
+            signal.signal(number, handler)

@@ -132,11 +132,10 @@ def test_values_are_those_of_the_true_successors(kind: str, recorded: Any) -> No
     for rollout, evaluated in pairs:
         for row in transitions(rollout):
             e, t = ledger.read(row.obs)
-            here, after = policy.value(
-                np.stack([ledger.observation(e, t), ledger.observation(e, t + 1)])
-            )
-            assert evaluated.values[row.t, row.b] == pytest.approx(float(here), abs=1e-12)
-            assert evaluated.next_values[row.t, row.b] == pytest.approx(float(after), abs=1e-12)
+            both = np.stack([ledger.observation(e, t), ledger.observation(e, t + 1)])
+            here, after = policy.value(both).tolist()
+            assert float(evaluated.values[row.t, row.b]) == pytest.approx(here, abs=1e-12)
+            assert float(evaluated.next_values[row.t, row.b]) == pytest.approx(after, abs=1e-12)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -339,7 +338,7 @@ def test_an_episode_longer_than_the_first_buffer_is_kept_whole() -> None:
     envs = Environments(SyncEngine([Long(), Long()]), SeedTree(0))
     rollout = collect(envs, make_policy(envs), n_episodes=2)
     assert rollout.rewards[:, 0].tolist() == list(range(1099, -1, -1))
-    assert torch.equal(rollout.obs[:, 1, 0], torch.arange(1100, 0, -1) / 1100.0)
+    assert torch.equal(rollout.obs[:, 1, 0], torch.arange(1100, 0, -1, dtype=torch.float64) / 1100)
     assert [e.length for e in rollout.episodes] == [1100, 1100]
     assert len({tuple(a.tolist()) for a in rollout.actions.T}) == 2
 

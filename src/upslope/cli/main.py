@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
 
 from upslope.cli.parser import Parser
 from upslope.errors import ConfigError, UpslopeError, did_you_mean
+from upslope.interrupts import stop_at_once
 
 COMMANDS = {
     "train": "train a policy on an environment",
@@ -24,13 +27,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     debug = "--debug" in arguments
     if debug:
         arguments.remove("--debug")
+    with contextlib.suppress(ValueError):  # outside the main thread, as in some tests
+        signal.signal(signal.SIGTERM, stop_at_once)
     try:
         return _command(arguments)(arguments[1:])
     except SystemExit as done:  # --help and --version
         return int(done.code or 0)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stopped:
         print("upslope: interrupted", file=sys.stderr)
-        return 130
+        return getattr(stopped, "exit_code", 130)
     except BrokenPipeError:  # `upslope envs | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

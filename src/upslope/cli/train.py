@@ -100,7 +100,7 @@ def _train(asked: argparse.Namespace, algorithm: str, settings: dict[str, Any]) 
             with directory:
                 agent.learn(total, callbacks)
         except KeyboardInterrupt:
-            interrupted = True
+            interrupted = True  # run.json has the exit code of the signal
     if asked.episodes and not interrupted:
         with evaluation_bar(2 * asked.episodes, quiet=asked.quiet) as progress:
             score = agent.evaluate(asked.episodes, progress=progress)
@@ -108,7 +108,7 @@ def _train(asked: argparse.Namespace, algorithm: str, settings: dict[str, Any]) 
     if not asked.quiet:
         print(train_summary(agent, directory, score, asked.stop_return))
     agent.close()
-    return 130 if interrupted else 0
+    return int(directory.state["exit_code"])
 
 
 def _algorithm(arguments: Sequence[str]) -> str:

@@ -129,16 +129,9 @@ class RunDirectory:
         if self._board is not None:
             self._board.close()
         self._agent.save(self.path / MODEL)
-        ended = (
-            "finished" if kind is None else "interrupted" if kind is KeyboardInterrupt else "failed"
-        )
-        code = (
-            0
-            if kind is None
-            else 130
-            if kind is KeyboardInterrupt
-            else getattr(error, "exit_code", 1)
-        )
+        interrupted = isinstance(error, KeyboardInterrupt)
+        ended = "finished" if error is None else "interrupted" if interrupted else "failed"
+        code = 0 if error is None else getattr(error, "exit_code", 130 if interrupted else 1)
         training = self._agent.training
         self.state |= {
             "state": ended,
