@@ -19,8 +19,8 @@ from upslope.config import CONFIGS, Config, preset
 from upslope.envs.make import EnvLike, Source, find_environment, make_environments
 from upslope.errors import ConfigError, ModelFileError
 from upslope.evaluation import Sample, Score, evaluate
-from upslope.policies.actor_critic import ActorCritic
 from upslope.interrupts import Interrupted, interrupts
+from upslope.policies.actor_critic import ActorCritic
 from upslope.policies.encoders import FeaturesFactory
 from upslope.policies.make import find_device, make_policy
 from upslope.runs.policy_file import load_model, save_model
@@ -38,7 +38,8 @@ class _OnClassOnly:
     def __get__(self, instance: Agent | None, owner: type[Agent]) -> Callable[..., Agent]:
         if instance is not None:
             raise ConfigError(
-                f"load makes a new agent and would leave this one as it is: write agent = {owner.__name__}.load(path)"
+                "load makes a new agent and would leave this one as it is: "
+                f"write agent = {owner.__name__}.load(path)"
             )
         return owner._load
 
@@ -55,7 +56,7 @@ class Agent:
         settings: the algorithm's settings by name (``upslope train --algo ... --help`` lists them).
 
     Raises:
-        ConfigError: a setting that does not exist or is out of range, with the nearest or the range.
+        ConfigError: a setting that does not exist or is out of range, with its nearest or range.
         UnknownEnvironmentError, UnsupportedSpaceError: as they say.
     """
 
@@ -79,7 +80,8 @@ class Agent:
             )
         if env is None:
             raise ConfigError(
-                f"{type(self).__name__} needs an environment: give an id, an Env, a factory or a VectorEnv"
+                f"{type(self).__name__} needs an environment: "
+                "give an id, an Env, a factory or a VectorEnv"
             )
         source = find_environment(env)
         config = make_config(self.algorithm, source, preset, settings)
@@ -98,7 +100,7 @@ class Agent:
 
     @property
     def training(self) -> Training:
-        """The run in progress: its counters, environments and optimisers, made when first needed."""
+        """The run in progress: its counters, environments and optimisers; made when needed."""
         if self._training is None:
             source, config = self._needed_source(), self.config
             envs = make_environments(
@@ -144,7 +146,7 @@ class Agent:
         """Train for ``total_timesteps`` more environment steps, in whole iterations.
 
         The last iteration may overshoot. Ctrl-C raises KeyboardInterrupt after the iteration that
-        is running; the agent is then that of its end and stays usable. A second Ctrl-C stops at once.
+        is running; the agent is then that of its end and stays usable. A second one stops at once.
 
         Args:
             total_timesteps: environment steps, at least 1.
@@ -153,7 +155,8 @@ class Agent:
             reset_num_timesteps: count from 0 again, schedules included; otherwise go on counting.
 
         Raises:
-            EnvironmentFaultError, NonFiniteError: the policy is then that of the last whole iteration.
+            EnvironmentFaultError, NonFiniteError: the policy is then that of the last whole
+                iteration.
         """
         if (
             isinstance(total_timesteps, bool)
@@ -204,7 +207,8 @@ class Agent:
 
         Args:
             observation: ``[*shape]`` or ``[N, *shape]``.
-            state: what the last call returned; None at the start, and always for policies without memory.
+            state: what the last call returned; None at the start, and always for policies without
+                memory.
             episode_start: ``[N]``, where an episode begins; without memory it changes nothing.
             deterministic: the mode instead of a sample.
 
@@ -216,7 +220,8 @@ class Agent:
         single = obs.shape == shape
         if not single and obs.shape[1:] != shape:
             raise ConfigError(
-                f"the observation has shape {obs.shape}: give {shape}, or {('N', *shape)} for a batch"
+                f"the observation has shape {obs.shape}: "
+                f"give {shape}, or {('N', *shape)} for a batch"
             )
         batch = obs[None] if single else obs
         noise = None
@@ -300,11 +305,12 @@ class Agent:
         policy: FeaturesFactory | None = None,
         **settings: Any,
     ) -> Agent:
-        """Make an agent from a model file, as :func:`upslope.load` does; the algorithm must be this one."""
+        """Make an agent as :func:`upslope.load` does; the file's algorithm must be this one."""
         agent = load(path, env, policy=policy, **settings)
         if cls is not Agent and not isinstance(agent, cls):
             raise ModelFileError(
-                f"{path} holds a {agent.algorithm} model, not {cls.algorithm}: use upslope.load(path)"
+                f"{path} holds a {agent.algorithm} model, not {cls.algorithm}: "
+                "use upslope.load(path)"
             )
         return agent
 
@@ -390,7 +396,8 @@ def _features_of(policy: str | FeaturesFactory) -> FeaturesFactory | None:
         return None
     if isinstance(policy, str) or not callable(policy):
         raise ConfigError(
-            f"policy={policy!r} is not known: use 'MlpPolicy', or a factory observation_space -> torch.nn.Module"
+            f"policy={policy!r} is not known: use 'MlpPolicy', "
+            "or a factory observation_space -> torch.nn.Module"
         )
     return policy
 
@@ -404,7 +411,8 @@ def _check_spaces(
     ):
         if recorded != given:
             raise ModelFileError(
-                f"the model's {what} space is {recorded} but the environment's is {given}: give an environment of the same spaces"
+                f"the model's {what} space is {recorded} but the environment's is {given}: "
+                "give an environment of the same spaces"
             )
 
 

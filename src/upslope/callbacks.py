@@ -1,4 +1,4 @@
-"""Ready callbacks for ``learn(callback=...)``; any ``f(event)`` will do, and returning False stops."""
+"""Ready callbacks for ``learn(callback=...)``; any ``f(event)`` will do, and False stops."""
 
 from __future__ import annotations
 
@@ -78,7 +78,10 @@ class EvalCallback:
 
 
 class CheckpointCallback:
-    """Save a model file every ``save_freq`` steps as ``save_path/<name_prefix>_<steps>_steps.safetensors``."""
+    """Save a model file every ``save_freq`` steps.
+
+    It is ``save_path/<name_prefix>_<steps>_steps.safetensors``.
+    """
 
     def __init__(self, save_freq: int, save_path: str | Path, name_prefix: str = "model") -> None:
         if save_freq < 1:

@@ -1,4 +1,4 @@
-"""Typed errors: each is one sentence (what, where, what to do) and carries the exit code of the command line."""
+"""Typed errors: each is one sentence (what, where, what to do) and carries an exit code."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 
 class UpslopeError(Exception):
-    """Base of every error raised on purpose; ``exit_code`` is what the command line returns for it."""
+    """Base of every error raised on purpose; the command line returns its ``exit_code``."""
 
     exit_code = 1
 
@@ -27,7 +27,7 @@ class UnsupportedSpaceError(ConfigError):
 
 
 class StaleRolloutError(UpslopeError, RuntimeError):
-    """Data that the current policy did not collect; policy gradients are on-policy (docs/theory)."""
+    """Data that the current policy did not collect: policy gradients are on-policy (docs/theory)."""
 
     exit_code = 2
 
@@ -57,6 +57,6 @@ class RunDirectoryBusyError(UpslopeError):
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Return ``"; did you mean 'x'?"`` for the nearest known word, or an empty string when none is near."""
+    """Return ``"; did you mean 'x'?"`` for the nearest known word, ``""`` when none is near."""
     near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
     return f"; did you mean {near[0]!r}?" if near else ""

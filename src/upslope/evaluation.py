@@ -66,12 +66,12 @@ class Sample:
 
     @property
     def failure_share(self) -> float | None:
-        """Share of episodes below the environment's registered threshold; None where it has none."""
+        """Share of episodes below the environment's registered threshold; None without one."""
         return None if self.threshold is None else float(np.mean(self.returns < self.threshold))
 
     @property
     def success_rate(self) -> float | None:
-        """Share of episodes with ``info["is_success"]``; None where the environment reports none."""
+        """Share of episodes with ``info["is_success"]``; None where that is not reported."""
         return None if self.success is None else float(self.success.mean())
 
     def to_json(self) -> dict[str, Any]:

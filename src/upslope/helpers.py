@@ -8,7 +8,6 @@ import gymnasium as gym
 from gymnasium.vector import VectorEnv
 
 from upslope.agent import Agent
-from upslope.envs.episodes import Environments
 from upslope.envs.make import EnvLike, find_environment, make_environments
 from upslope.errors import ConfigError
 from upslope.policies.actor_critic import ActorCritic
@@ -34,7 +33,9 @@ def evaluate_policy(
     deterministic: bool = True,
     return_episode_rewards: bool = False,
 ) -> tuple[float, float] | tuple[list[float], list[int]]:
-    """Mean and standard deviation of the return, in Stable-Baselines3's form; prefer ``agent.evaluate``.
+    """Mean and standard deviation of the return, as Stable-Baselines3 has it.
+
+    Prefer ``agent.evaluate``, which tells sampled from deterministic and gives intervals.
 
     Args:
         model: an agent.
@@ -56,7 +57,7 @@ def evaluate_policy(
 
 
 def check_env(env: gym.Env[Any, Any], warn: bool = True) -> None:
-    """Check an environment against Gymnasium's contract and against what the policies here can read.
+    """Check an environment against Gymnasium's contract and against what policies here can read.
 
     Raises:
         UnsupportedSpaceError: if no policy here fits its spaces.

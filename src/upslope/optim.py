@@ -1,8 +1,9 @@
-"""The gradient step shared by the pages: loss -> gradient -> clip -> optimiser rule, on one flat vector.
+"""The gradient step all pages share: loss -> gradient -> clip -> rule, on one flat vector.
 
-A page supplies only ``loss(policy, batch, hyper) -> (scalar, metrics)``. The whole step is one pure function of
-``(weights, moments, hyper, batch)``; the module's parameters are views of the flat vector, so nothing is copied for
-acting, evaluating or saving. Here it runs eagerly, minibatch after minibatch.
+A page supplies only ``loss(policy, batch, hyper) -> (scalar, metrics)``. The whole step is one pure
+function of ``(weights, moments, hyper, batch)``; the module's parameters are views of the flat
+vector, so nothing is copied for acting, evaluating or saving. Here it runs eagerly, minibatch after
+minibatch.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ Loss = Callable[[ActorCritic, Batch, Hyper], tuple[Tensor, dict[str, Tensor]]]
 
 
 def adam(gradient: Tensor, moments: Moments, step: int, eps: float) -> tuple[Tensor, Moments]:
-    """Adam's direction (to be multiplied by the learning rate) and its new moments, ``beta = (.9, .999)``.
+    """Adam's direction (times the learning rate: the step) and new moments, ``beta = (.9, .999)``.
 
     Source: Kingma & Ba 2015, algorithm 1; equal to ``torch.optim.Adam``.
     """
@@ -50,7 +51,10 @@ RULES: dict[str, tuple[Callable[..., tuple[Tensor, Moments]], int]] = {
 
 @dataclass(frozen=True)
 class Minibatches:
-    """Which rows each gradient step reads: ``rows [epochs, steps, size]``, the last step padded where ``present`` is 0."""
+    """Which rows each gradient step reads: ``rows [epochs, steps, size]``.
+
+    The last step is padded with row 0 where ``present [steps, size]`` is 0.
+    """
 
     rows: Tensor
     present: Tensor
@@ -119,10 +123,11 @@ class GradientStep:
             batch: columns of ``[n_rows, ...]`` each, ``valid`` among them.
             minibatches: which rows each step reads.
             hyper: numbers the loss reads, and ``learning_rate``.
-            until: called with a minibatch's metrics before its step; True ends the run without that step.
+            until: called with a minibatch's metrics before its step; True ends without that step.
 
         Raises:
-            NonFiniteError: if a gradient or weight is not finite; the weights are then those before the call.
+            NonFiniteError: if a gradient or weight is not finite; the weights are then those from
+                before the call.
         """
         flat = FlatParameters(self.policy, self.names)
         weights = flat.vector
@@ -190,7 +195,7 @@ class FlatParameters:
 
     @contextmanager
     def replaced_by(self, vector: Tensor) -> Iterator[None]:
-        """Let the parameters be views of ``vector``, and the others constants, while the block runs."""
+        """Let the parameters be views of ``vector``, the others constants, while the block runs."""
         pieces = vector.split(self._sizes)  # type: ignore[no-untyped-call]
         for constant in self._constants:
             constant.requires_grad_(False)
@@ -246,6 +251,7 @@ def _name_culprit(names: list[str], record: Tensor, steps: int) -> str:
     ]
     what = " and ".join(bad) if bad else "a weight"
     return (
-        f"{what} became non-finite in the update after {steps} gradient steps; the weights are those before it: "
+        f"{what} became non-finite in the update after {steps} gradient steps; "
+        "the weights are those before it: "
         "lower learning_rate, set max_grad_norm, or normalise rewards with --norm-reward"
     )

@@ -1,4 +1,4 @@
-"""What was collected: a frozen record of transitions, the loop that fills it, and the pass that evaluates it."""
+"""A frozen record of transitions, the loop that collects it, and the pass that evaluates it."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from upslope.envs.episodes import Environments, Episode
-from upslope.errors import ConfigError, StaleRolloutError
+from upslope.errors import ConfigError, NonFiniteError, StaleRolloutError
 from upslope.policies.acting import make_actor
 from upslope.policies.actor_critic import ActorCritic
-from upslope.policies.distributions import DiagonalGaussian
+from upslope.policies.distributions import Distribution
 from upslope.theory.diagnostics import ratio_tolerance
 from upslope.trees import Tree, concatenate, flatten_time, leaves, map_tree, to_torch
 
@@ -65,7 +65,7 @@ class Rollout:
 
 @dataclass(frozen=True)
 class EvaluatedRollout:
-    """What the collecting policy says about its own rollout, without gradient; everything is ``[T, B]``."""
+    """What the collecting policy says about its own rollout, without gradient: all ``[T, B]``."""
 
     inputs: Tree  # [T, B, ...] prepared observations
     log_prob: Tensor
@@ -97,7 +97,7 @@ def collect(
     actor = make_actor(policy, envs.n_envs)
     noise: RolloutNoise | EpisodeNoise
     if n_episodes is None:
-        noise = RolloutNoise(envs, policy, n_steps or 0)
+        noise = RolloutNoise(envs, policy, envs.begin_rollout(), n_steps or 0)
         recorder = _Recorder(envs, policy, capacity=n_steps or 0)
     else:
         envs.begin_batch(n_episodes)
@@ -148,40 +148,34 @@ def evaluate_rollout(policy: ActorCritic, rollout: Rollout) -> EvaluatedRollout:
 
 
 def check_fresh(policy: ActorCritic, rollout: Rollout) -> None:
-    """Raise :class:`StaleRolloutError` unless this very version of the policy collected the rollout."""
+    """Raise StaleRolloutError unless this very version of the policy collected the rollout."""
     if rollout.policy_version != policy.version:
         raise StaleRolloutError(
-            f"this rollout was collected by version {rollout.policy_version} of the policy, which is "
-            f"now at version {policy.version}: its weights or its normaliser moved in between, and a "
-            "policy gradient needs data of the current policy; collect again before each update"
+            f"this rollout was collected by version {rollout.policy_version} of the policy, which "
+            f"is now at version {policy.version}: its weights or its normaliser moved in between, "
+            "and a policy gradient needs data of the current policy; collect again before each "
+            "update"
         )
 
 
-def _check_ratio(rollout: Rollout, log_prob: Tensor, distribution: Any) -> None:
+def _check_ratio(rollout: Rollout, log_prob: Tensor, distribution: Distribution) -> None:
     """Hold the update's log-probabilities to the collector's: the ratio must start at 1."""
     gap = ((log_prob - rollout.log_prob).abs() * rollout.valid).max()
-    if isinstance(distribution, DiagonalGaussian):
-        sigma = distribution.log_std.exp()
-        z = (flatten_time(rollout.actions) - distribution.mean) / sigma
-        tolerance = ratio_tolerance(z, distribution.mean, sigma)
-    else:
-        tolerance = ratio_tolerance(
-            torch.ones_like(distribution.logits[:1]), distribution.logits.abs().amax(0, keepdim=True),
-            torch.ones_like(distribution.logits[0]),
-        )  # fmt: skip
+    tolerance = ratio_tolerance(*distribution.rounding(flatten_time(rollout.actions)))
     if not gap <= tolerance:
         raise StaleRolloutError(
-            f"log-probabilities of the collected actions differ by {float(gap):.2e} between collecting "
-            f"and updating (rounding explains {float(tolerance):.2e}) though no weight moved: look for "
-            "dropout or batch statistics, a normaliser or mask that changed, or another dtype or device"
+            f"log-probabilities of the collected actions differ by {float(gap):.2e} between "
+            f"collecting and updating (rounding explains {float(tolerance):.2e}) though no weight "
+            "moved: look for dropout or batch statistics, a normaliser or mask that changed, or "
+            "another dtype or device"
         )
 
 
 class RolloutNoise:
     """Noise of a T x B rollout, all drawn at once from the stream of its number."""
 
-    def __init__(self, envs: Environments, policy: ActorCritic, n_steps: int) -> None:
-        rng = envs.seeds.generator("actions", envs.begin_rollout())
+    def __init__(self, envs: Environments, policy: ActorCritic, number: int, n_steps: int) -> None:
+        rng = envs.seeds.generator("actions", number)
         self._rows = iter(policy.actions.draw_noise(rng, (n_steps, envs.n_envs)))
 
     def row(self) -> NDArray[Any]:
@@ -196,8 +190,9 @@ class EpisodeNoise:
 
     def __init__(self, envs: Environments, policy: ActorCritic) -> None:
         self._envs, self._actions = envs, policy.actions
-        self._streams: list[np.random.Generator | None] = [None] * envs.n_envs
+        self._streams = [envs.seeds.generator("idle")] * envs.n_envs
         self._number = np.full(envs.n_envs, -2)
+        self._drawn = np.zeros(envs.n_envs, dtype=np.int64)  # blocks of the episode so far
         shape = (envs.n_envs, self.BLOCK)
         self._blocks = self._actions.draw_noise(envs.seeds.generator("idle"), shape)
         self._slots = np.arange(envs.n_envs)
@@ -209,10 +204,11 @@ class EpisodeNoise:
         for i in np.flatnonzero(envs.number != self._number):
             number = int(envs.number[i])
             self._streams[i] = envs.seeds.generator("episode_actions", max(number, 0))
-            self._number[i] = number
-        column = envs.episode_step % self.BLOCK
-        for i in np.flatnonzero((column == 0) & (self._number >= 0)):
+            self._number[i], self._drawn[i] = number, 0
+        block, column = np.divmod(envs.episode_step, self.BLOCK)
+        for i in np.flatnonzero((block >= self._drawn) & (self._number >= 0)):
             self._blocks[i] = self._actions.draw_noise(self._streams[i], (self.BLOCK,))
+            self._drawn[i] += 1
         return self._blocks[self._slots, column]  # type: ignore[no-any-return]
 
 
@@ -259,6 +255,9 @@ class _Recorder:
         arrays["terminated"] &= arrays["valid"]
         arrays["truncated"] &= arrays["valid"]
         last_obs = map_tree(np.array, self._envs.obs)
+        _check_finite(arrays["rewards"], arrays["valid"], "reward")
+        for leaf in leaves(arrays["obs"]):
+            _check_finite(leaf, arrays["valid"], "observation")
         rows, final_obs = self._final(last_obs)
         outputs = to_torch(arrays.pop("outputs"), device)
         share = policy.actions.clipped_share(arrays["actions"][arrays["valid"]])
@@ -313,3 +312,16 @@ class _Recorder:
             held = self._arrays.get(key)
             self._arrays[key] = map_tree(enlarge, like, *([] if held is None else [held]))
         self._capacity = capacity
+
+
+def _check_finite(numbers: NDArray[Any], valid: NDArray[np.bool_], what: str) -> None:
+    """Refuse what is not a finite number before anything is learned from it."""
+    if numbers.dtype.kind != "f" or np.isfinite(numbers).all():
+        return
+    wrong = ~np.isfinite(numbers).reshape(*valid.shape, -1).all(-1) & valid
+    if wrong.any():
+        t, b = np.argwhere(wrong)[0]
+        raise NonFiniteError(
+            f"environment {b} gave the {what} {numbers[t, b]} at step {t} of the rollout: "
+            "nothing was learned from it; mend the environment"
+        )

@@ -1,8 +1,9 @@
-"""One run seed, one tree of independent streams, each keyed by name and number and never by order of creation.
+"""One run seed, one tree of independent streams, keyed by name and number, not by order.
 
-A key such as ``("episode", 17)`` always gives the same stream for the same run seed, whatever else was drawn before
-it, so that a new consumer moves no other and nothing has to be saved to continue a run (numpy's ``SeedSequence``).
-The global random generators of Python, numpy and torch are neither read nor written.
+A key such as ``("episode", 17)`` always gives the same stream for the same run seed, whatever else
+was drawn before it, so that a new consumer moves no other and nothing has to be saved to continue a
+run (numpy's ``SeedSequence``). The global random generators of Python, numpy and torch are neither
+read nor written.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class SeedTree:
         return np.random.Generator(np.random.PCG64(self.sequence(name, *numbers)))
 
     def integer(self, name: str, *numbers: int) -> int:
-        """Return one seed in ``[0, 2**31)`` for something that takes an integer, such as ``env.reset``."""
+        """Return one seed in ``[0, 2**31)`` for what takes an integer, such as ``env.reset``."""
         return int(self.sequence(name, *numbers).generate_state(1)[0]) & MAX_SEED
 
     def torch_generator(self, name: str, *numbers: int) -> torch.Generator:

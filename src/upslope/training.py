@@ -1,4 +1,4 @@
-"""The loop: collect -> evaluate -> update -> record, until the steps are spent or somebody says stop.
+"""The loop: collect -> evaluate -> update -> record, until the steps are spent or a callback stops.
 
 One iteration is read in four files, top to bottom: this one, ``rollout.py``, the algorithm's page,
 and ``theory/returns.py`` with ``theory/objectives.py``.
@@ -65,10 +65,11 @@ class Training:
     def run(
         self, total_timesteps: int, on_iteration: Callable[[Event], bool], agent: Any = None
     ) -> None:
-        """Iterate until ``timesteps`` reaches ``total_timesteps`` or ``on_iteration`` returns False.
+        """Iterate until ``timesteps`` reach ``total_timesteps`` or ``on_iteration`` returns False.
 
         Raises:
-            EnvironmentFaultError, NonFiniteError: the policy is then that of the last whole iteration.
+            EnvironmentFaultError, NonFiniteError: the policy is then that of the last whole
+                iteration.
         """
         self.plan(total_timesteps)
         with torch_threads(self.config.rows_per_step):
@@ -129,16 +130,15 @@ class Training:
         """Fix the spacing of checkpoints and rows from the first plan alone, never by a clock."""
         if self.checkpoint_every:
             return
-        per_iteration = self.config.steps_per_iteration
-        if per_iteration is None:
-            limit = self.config.max_episode_steps or self.episode_limit or ASSUMED_EPISODE
-            per_iteration = getattr(self.config, "batch_episodes", 1) * limit
-        planned = max(1, -(-total_timesteps // per_iteration))
-        self.checkpoint_every = -(-planned // self.config.checkpoints)
+        limit = self.config.max_episode_steps or self.episode_limit or ASSUMED_EPISODE
+        planned = max(1, -(-total_timesteps // self.config.steps_per_iteration(limit)))
+        # Cuts closer than two of the longest episodes would hide those from the statistics.
+        closest = 2 * self.config.iterations_per_episode(limit)
+        self.checkpoint_every = max(-(-planned // self.config.checkpoints), closest)
         self.log_every = self.config.log_interval or max(1, planned // ROWS_PER_RUN)
 
     def _warm_up(self) -> None:
-        """Fill the normalisers before the first iteration; its steps are counted, its episodes cut."""
+        """Fill the normalisers before the first iteration; the steps count, the episodes are cut."""
         policy, steps = self.policy, self.config.warmup_steps
         if steps and (policy.obs_normalizer is not None or policy.reward_normalizer is not None):
             with self.phase("acting"):
@@ -148,7 +148,7 @@ class Training:
             self.restart_environments()
 
     def _move_normalizers(self, rollout: Rollout) -> dict[str, float]:
-        """Take the rollout into the running statistics, and measure how far that moves the policy."""
+        """Take the rollout into the running statistics; measure how far that moves the policy."""
         policy, metrics = self.policy, {}
         if policy.reward_normalizer is not None:
             policy.reward_normalizer.update(rollout.rewards, rollout.boundary, rollout.valid)
@@ -171,7 +171,7 @@ class Training:
     def _metrics(
         self, rollout: Rollout, update: dict[str, float], clocks: dict[str, float]
     ) -> dict[str, float]:
-        """Every number of the iteration under its tag; what nobody measured is absent, never NaN."""
+        """Every number of the iteration under its tag; what was not measured is absent, not NaN."""
         metrics = {
             "time/total_timesteps": float(self.timesteps),
             "time/iterations": float(self.iteration),

@@ -1,6 +1,7 @@
 """Trees of arrays: an observation, action or state is an array or a dict or tuple of such trees.
 
-A bare array is the simplest tree, so code written with these functions reads the same for Box and for Dict spaces.
+A bare array is the simplest tree, so code written with these functions reads the same for Box and
+for Dict spaces.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ Tree = Any  # array | tensor | dict[str, Tree] | tuple[Tree, ...]
 
 
 def map_tree(function: Callable[..., Any], tree: Tree, *others: Tree) -> Tree:
-    """Apply ``function`` to corresponding leaves of trees of one structure and return a tree of its results."""
+    """Apply ``function`` to corresponding leaves of trees of one structure; return its tree."""
     if isinstance(tree, dict):
         return {key: map_tree(function, tree[key], *(o[key] for o in others)) for key in tree}
     if isinstance(tree, tuple):

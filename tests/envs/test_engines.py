@@ -239,7 +239,13 @@ class Clock(VectorEnv):
                 finals[i] = self._obs()[i]
             infos = {"final_obs": finals, "_final_obs": over}
             self.clock = np.where(over, 0, self.clock)
-        return self._obs(), np.where(resetting, 0.0, self.gain), over, np.zeros(3, dtype=bool), infos
+        return (
+            self._obs(),
+            np.where(resetting, 0.0, self.gain),
+            over,
+            np.zeros(3, dtype=bool),
+            infos,
+        )
 
     def _obs(self) -> np.ndarray:
         return np.stack([self.clock, np.arange(3)], axis=1).astype(np.float32)
@@ -366,9 +372,7 @@ class Faulty(ledger.Ledger):
 @pytest.mark.parametrize("amount", [{"n_steps": 20}, {"n_episodes": 20}])
 @pytest.mark.parametrize("index", [0, 2])
 @pytest.mark.parametrize("at", [1, 7])
-def test_an_exception_in_step_names_environment_and_cause(
-    amount: Any, index: int, at: int
-) -> None:
+def test_an_exception_in_step_names_environment_and_cause(amount: Any, index: int, at: int) -> None:
     members = [ledger.Ledger() for _ in range(3)]
     members[index] = Faulty(step_at=at)
     envs = Environments(SyncEngine(members), SeedTree(0))
@@ -413,9 +417,13 @@ def fork_quietly() -> Iterator[None]:
 def test_an_exception_in_a_worker_names_its_environment(call: str) -> None:
     makers = [ledger.Ledger, partial(Faulty, **{call: 3}), ledger.Ledger]
     vector = AsyncVectorEnv(makers, copy=False, autoreset_mode=DISABLED)
-    envs = Environments(VectorEngine(lambda _: vector, name="async", seeds_episodes=True), SeedTree(0))
+    envs = Environments(
+        VectorEngine(lambda _: vector, name="async", seeds_episodes=True), SeedTree(0)
+    )
     try:
-        with pytest.raises(EnvironmentFaultError, match=r"environment 1\b.*RuntimeError.*is on fire"):
+        with pytest.raises(
+            EnvironmentFaultError, match=r"environment 1\b.*RuntimeError.*is on fire"
+        ):
             collect(envs, make_policy(envs), n_steps=60)
     finally:
         envs.close()

@@ -73,7 +73,10 @@ def test_no_transition_is_lost_or_seen_twice(kind: str, recorded: Any) -> None:
     _, pairs = recorded[kind]
     for b in range(3):
         seen = [
-            ledger.read(row.obs) for rollout, _ in pairs for row in transitions(rollout) if row.b == b
+            ledger.read(row.obs)
+            for rollout, _ in pairs
+            for row in transitions(rollout)
+            if row.b == b
         ]
         stream = ((e, t) for e in itertools.count(1000 * b) for t in range(ledger.length(e)))
         assert seen == list(itertools.islice(stream, len(seen)))
@@ -428,7 +431,8 @@ def test_collecting_twice_gives_the_same_bits_and_another_seed_does_not() -> Non
         first, second, other = (
             [collect(envs, policy, n_steps=20) for _ in range(2)]
             for envs, policy in (
-                (envs, make_policy(envs)) for envs in (make_ledgers(kind, seed=s) for s in (4, 4, 5))
+                (envs, make_policy(envs))
+                for envs in (make_ledgers(kind, seed=s) for s in (4, 4, 5))
             )
         )
         assert all(map(same_bits, first, second)), kind

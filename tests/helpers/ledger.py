@@ -1,7 +1,7 @@
-"""A world whose observations say which episode and step they belong to, so that every row of a rollout can be checked.
+"""A world whose observations say which episode and step they belong to.
 
-Episode ``e`` is a pure function: its length, its ending, its observations and its rewards. A test therefore needs no
-record of what an environment did, in whichever process it ran.
+Episode ``e`` is a pure function: its length, its ending, its observations and its rewards. So every
+row of a rollout can be checked without a record of what an environment did, in whichever process.
 """
 
 from __future__ import annotations
@@ -70,9 +70,9 @@ def ends(e: int, t: int) -> tuple[bool, bool]:
 
 
 class Ledger(gym.Env):
-    """Plays episode ``seed``; with a ``slot``, episodes ``1000 slot, 1000 slot + 1, ...`` whatever the seeds.
+    """Plays episode ``seed``; with a ``slot``, ``1000 slot, 1000 slot + 1, ...`` whatever the seeds.
 
-    ``alias``: hands out one buffer again and again, as some simulators do. ``box``: continuous actions.
+    ``alias``: hands out one buffer again and again, as some simulators do. ``box``: Box actions.
     """
 
     def __init__(self, slot: int | None = None, box: bool = False, alias: bool = False) -> None:
@@ -115,7 +115,7 @@ class Ledger(gym.Env):
 def make_ledgers(
     kind: str, n_envs: int = 3, seed: int = 0, scripted: bool = False, **env: Any
 ) -> Environments:
-    """Ledgers on an engine; ``scripted``: each slot plays its own list of episodes, whatever the seeds."""
+    """Ledgers on an engine; ``scripted``: each slot plays its own list, whatever the seeds."""
     makers = [partial(Ledger, slot=i if scripted else None, **env) for i in range(n_envs)]
     return Environments(make_engine(kind, makers), SeedTree(seed), log_info=("score",))
 
@@ -136,6 +136,6 @@ def make_policy(envs: Environments, **settings: Any) -> ActorCritic:
 
 
 def act_by_observation(policy: ActorCritic) -> ActorCritic:
-    """Let a discrete policy's action depend on the observation alone, so that rows need not line up."""
+    """Let a discrete policy's action hang on the observation alone: rows need not line up."""
     policy.actions.sample = lambda outputs, noise, std, mask=None: outputs.argmax(-1)
     return policy

@@ -125,7 +125,7 @@ def test_normalizing_moves_no_statistic() -> None:
 def slow_forward_returns(
     rewards: Tensor, done: Tensor, gamma: float, carry: list[float]
 ) -> list[list[float]]:
-    """R_t = sum over the episode so far of gamma^(t-k) r_k, plus what was carried in from before."""
+    """R_t = sum over the episode so far of gamma^(t-k) r_k, plus what was carried in."""
     n_rows, n_columns = rewards.shape
     returns = []
     for t in range(n_rows):

@@ -1,7 +1,7 @@
 """The algorithms, one page each; a page imports no other page.
 
-A page is a ``Learner``: the rollouts it wants (``collect``), what it does with one (``update``), and
-the pseudo-loss whose gradient it follows (``loss``).
+A page is a ``Learner``: the rollouts it wants (``collect``), what it does with one (``update``),
+and the pseudo-loss whose gradient it follows (``loss``).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""PPO: the policy gradient with GAE weights, followed for several epochs through a clipped surrogate.
+"""PPO: the policy gradient with GAE weights, several epochs of it through a clipped surrogate.
 
 Source: Schulman et al. 2017, "Proximal policy optimization algorithms". Several passes over one
 rollout are a heuristic that the clip makes workable; nothing bounds the KL divergence.
@@ -15,7 +15,7 @@ from upslope.config import PPOConfig, schedule_at
 from upslope.envs.episodes import Environments
 from upslope.optim import Batch, GradientStep, Hyper, Minibatches
 from upslope.policies.actor_critic import ActorCritic
-from upslope.rollout import EvaluatedRollout, Rollout, collect
+from upslope.rollout import EvaluatedRollout, Rollout, check_fresh, collect
 from upslope.theory.diagnostics import approx_kl, clip_fraction, explained_variance
 from upslope.theory.objectives import (
     clipped_surrogate_loss,
@@ -49,6 +49,7 @@ class Learner:
     ) -> Update:
         """Weigh the rollout by GAE, then take ``n_epochs`` passes of clipped gradient steps."""
         config, policy = self.config, self.policy
+        check_fresh(policy, rollout)
         advantages = gae(
             scaled_rewards(policy, rollout),
             evaluated.values,

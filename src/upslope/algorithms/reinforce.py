@@ -17,7 +17,7 @@ from upslope.envs.episodes import Environments
 from upslope.errors import ConfigError
 from upslope.optim import Batch, GradientStep, Hyper, Minibatches
 from upslope.policies.actor_critic import ActorCritic
-from upslope.rollout import EvaluatedRollout, Rollout, collect
+from upslope.rollout import EvaluatedRollout, Rollout, check_fresh, collect
 from upslope.theory.diagnostics import explained_variance
 from upslope.theory.objectives import entropy_bonus, policy_gradient_loss, value_loss
 from upslope.theory.returns import episode_return, leave_one_out, reward_to_go, standardize
@@ -50,6 +50,7 @@ class Learner:
     ) -> Update:
         """One gradient step; a value baseline is fitted only after it has served (EGLP lemma)."""
         config, policy = self.config, self.policy
+        check_fresh(policy, rollout)
         rewards = scaled_rewards(policy, rollout)
         returns = episode_return if config.returns == "episode" else reward_to_go
         weights = returns(rewards, rollout.boundary, config.gamma)
@@ -101,8 +102,8 @@ class Learner:
     def _baseline(self, weights: Tensor, rollout: Rollout, evaluated: EvaluatedRollout) -> Tensor:
         """b of every row ``[T, B]``: 0, V, or the mean over the batch's (other) episodes.
 
-        With reward-to-go the mean is taken per time step, an episode that has ended counting 0; with
-        the return of the whole episode it is the mean return.
+        With reward-to-go the mean is taken per time step, an episode that has ended counting 0;
+        with the return of the whole episode it is the mean return.
         """
         kind = self.config.baseline
         if kind == "none":

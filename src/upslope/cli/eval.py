@@ -21,10 +21,15 @@ def parser() -> Parser:
         "upslope eval", "Evaluate a trained policy, with sampled actions and with the mode."
     )
     made.add_argument("run", metavar="RUN", help="a run directory or a model file")
-    made.add_argument("--episodes", type=whole_number("--episodes", 1), default=100, metavar="N",
+    made.add_argument("--episodes", type=whole_number(1), default=100, metavar="N",
                       help="fresh episodes for each way to act (default: 100)")  # fmt: skip
-    made.add_argument("--seed", type=whole_number("--seed"), default=None, metavar="S",
-                      help="seed of environments and actions (default: one derived from the run's)")  # fmt: skip
+    made.add_argument(
+        "--seed",
+        type=whole_number(),
+        default=None,
+        metavar="S",
+        help="seed of environments and actions (default: one derived from the run's)",
+    )
     made.add_argument(
         "--env", metavar="ENV", help="the environment, needed where it is the user's own"
     )
@@ -70,7 +75,8 @@ def load_run(run: str, env: str | None, **settings: Any) -> tuple[Agent, Path]:
         agent = load(path, env, **settings)
         if agent.source is None:
             raise ConfigError(
-                f"{path} was trained on {recorded['name']}, which is not imported because a file says so: "
+                f"{path} was trained on {recorded['name']}, "
+                "which is not imported because a file says so: "
                 f"add --env {recorded['name'] if ':' in recorded['name'] else 'FILE.py:FACTORY'}"
             )
     except ConfigError as error:

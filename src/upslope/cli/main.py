@@ -1,4 +1,4 @@
-"""``upslope``: find the command, run it, and turn whatever happens into an exit code and one sentence."""
+"""``upslope``: find the command, run it, and say whatever happens in a sentence and an exit code."""
 
 from __future__ import annotations
 
@@ -57,15 +57,12 @@ def _command(arguments: Sequence[str]) -> Callable[[Sequence[str]], int]:
         raise ConfigError(
             f"there is no command {name!r}{did_you_mean(name, COMMANDS)}; the commands are {known}"
         )
-    Parser("upslope", "Train policies by policy gradients.", commands=COMMANDS).parse_args(
-        arguments[:1]
-    )
+    help_text = "Train policies by policy gradients."
+    Parser("upslope", help_text, commands=COMMANDS).parse(arguments[:1] or ["--help"])
     raise ConfigError(f"{name} needs a command: type `upslope --help`")
 
 
 def _flush() -> None:
     for stream in (sys.stdout, sys.stderr):
-        try:
+        with contextlib.suppress(BrokenPipeError, ValueError):
             stream.flush()
-        except (BrokenPipeError, ValueError):
-            pass

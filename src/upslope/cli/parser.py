@@ -1,4 +1,4 @@
-"""argparse with our manners: one sentence an error, the nearest flag, hyphens or underscores, grouped help.
+"""argparse with our manners: one sentence an error, the nearest flag, hyphens or underscores.
 
 Flags of the hyperparameters are read off the Configs, so there is no second list of them.
 """
@@ -53,7 +53,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def add_settings(parser: Parser, config: type[Config], leave_out: Iterable[str] = ()) -> None:
-    """Add one flag per field of a config, grouped, with default, unit and range from its declaration."""
+    """Add one flag per field of a config, grouped; its declaration gives doc line and default."""
     groups: dict[str | None, Any] = {group.title: group for group in parser._action_groups}
     for declared in dataclasses.fields(config):
         if declared.name in leave_out:
@@ -64,7 +64,7 @@ def add_settings(parser: Parser, config: type[Config], leave_out: Iterable[str] 
             groups[title] = parser.add_argument_group(title)
         group = groups[title]
         flag = "--" + declared.name.replace("_", "-")
-        help_text = f"{rule['doc']} ({_default_text(declared)})".replace("%", "%%")
+        help_text = f"{rule['doc']}{_default_text(declared)}".replace("%", "%%")
         if rule["kind"] == "bool":
             group.add_argument(
                 flag, action=argparse.BooleanOptionalAction, default=None, help=help_text
@@ -91,8 +91,8 @@ def settings_given(namespace: argparse.Namespace, config: type[Config]) -> dict[
     return given
 
 
-def whole_number(flag: str, low: int = 0) -> Any:
-    """Return an argparse type for whole numbers >= ``low``, which may be written 1e6 or 1_000_000."""
+def whole_number(low: int = 0) -> Any:
+    """Return an argparse type for whole numbers >= ``low``; 1e6 and 1_000_000 are such numbers."""
 
     def parse(text: str) -> int:
         try:
@@ -100,13 +100,14 @@ def whole_number(flag: str, low: int = 0) -> Any:
             if number != int(number) or number < low:
                 raise ValueError
         except (ValueError, OverflowError):
-            raise ConfigError(f"{flag} {text} is not a whole number >= {low}") from None
+            wrong = f"{text} is not a whole number >= {low}"
+            raise argparse.ArgumentTypeError(wrong) from None
         return int(number)
 
     return parse
 
 
-def finite_number(flag: str) -> Any:
+def finite_number() -> Any:
     """Return an argparse type for finite numbers."""
 
     def parse(text: str) -> float:
@@ -115,7 +116,7 @@ def finite_number(flag: str) -> Any:
             if number != number or number in (float("inf"), float("-inf")):
                 raise ValueError
         except ValueError:
-            raise ConfigError(f"{flag} {text} is not a finite number") from None
+            raise argparse.ArgumentTypeError(f"{text} is not a finite number") from None
         return number
 
     return parse
@@ -151,7 +152,8 @@ def _pair(text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     if not equals or not key.isidentifier():
         raise ConfigError(
-            f"--env-kwargs {text!r} is not NAME=VALUE: write for example --env-kwargs continuous=true gravity=-5"
+            f"--env-kwargs {text!r} is not NAME=VALUE: "
+            "write for example --env-kwargs continuous=true gravity=-5"
         )
     try:
         return key, json.loads(value)
@@ -160,15 +162,11 @@ def _pair(text: str) -> tuple[str, Any]:
 
 
 def _default_text(declared: dataclasses.Field[Any]) -> str:
+    """The default in words; where it is derived, the doc line says from what."""
     default = declared.default
-    if default is dataclasses.MISSING or default == ():
-        return "default: none"
-    if isinstance(default, tuple):
-        return "default: " + ",".join(str(x) for x in default)
-    return (
-        f"default: {default}"
-        if default is not None
-        else "default: see text"
-        if "derived" in declared.metadata["doc"]
-        else "default: none"
-    )
+    if default is None and "derived" in declared.metadata["doc"]:
+        return ""
+    if default is dataclasses.MISSING or default in ((), None):
+        return " (default: none)"
+    shown = ",".join(map(str, default)) if isinstance(default, tuple) else str(default)
+    return f" (default: {shown})"

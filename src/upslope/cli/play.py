@@ -15,10 +15,10 @@ def parser() -> Parser:
     """Return the parser of ``upslope play``."""
     made = Parser("upslope play", "Watch a trained policy, or film it.")
     made.add_argument("run", metavar="RUN", help="a run directory or a model file")
-    made.add_argument("--episodes", type=whole_number("--episodes", 1), default=3, metavar="N",
+    made.add_argument("--episodes", type=whole_number(1), default=3, metavar="N",
                       help="episodes to play (default: 3)")  # fmt: skip
     made.add_argument(
-        "--seed", type=whole_number("--seed"), default=0, metavar="S", help="seed (default: 0)"
+        "--seed", type=whole_number(), default=0, metavar="S", help="seed (default: 0)"
     )
     made.add_argument("--video", metavar="FILE.mp4", help="film instead of opening a window")
     made.add_argument(

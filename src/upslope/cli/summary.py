@@ -24,12 +24,13 @@ def train_summary(
         lines.append("return   no episode finished: train longer, or set --max-episode-steps")
     if stop_return is not None:
         lines.append(_goal(stop_return, state))
-    lines.append(
-        f"trained  {training.timesteps:,} steps in {state['seconds']:.1f} s"
-        + (f", {training.timesteps - state['total_timesteps']:,} more than asked (iterations are whole)"
-           if training.timesteps > state["total_timesteps"] else "")
-        + (" (interrupted)" if state["state"] == "interrupted" else "")
-    )  # fmt: skip
+    trained = f"trained  {training.timesteps:,} steps in {state['seconds']:.1f} s"
+    surplus = training.timesteps - state["total_timesteps"]
+    if surplus > 0:
+        trained += f", {surplus:,} more than asked (iterations are whole)"
+    if state["state"] == "interrupted":
+        trained += " (interrupted)"
+    lines.append(trained)
     if score is not None:
         lines += score_lines(score)
     lines.append(f"run      {directory.path}")
@@ -52,10 +53,16 @@ def sample_text(sample: Sample) -> str:
         text = f"{sample.mean:,.1f} in one episode, which gives no interval"
     elif sample.std == 0:
         share = 100 * (1 - 0.05 ** (1 / n))
-        text = f"{sample.mean:,.1f} in all of {n} fresh episodes (95 %: at most {share:.0f} % of episodes differ)"
+        text = (
+            f"{sample.mean:,.1f} in all of {n} fresh episodes "
+            f"(95 %: at most {share:.0f} % of episodes differ)"
+        )
     else:
         low, high = sample.ci95
-        text = f"{sample.mean:,.1f} [{low:,.1f}, {high:,.1f}] on {n} fresh episodes, worst {sample.min:,.1f}"
+        text = (
+            f"{sample.mean:,.1f} [{low:,.1f}, {high:,.1f}] on {n} fresh episodes, "
+            f"worst {sample.min:,.1f}"
+        )
     if sample.failure_share:
         text += f", {100 * sample.failure_share:.0f} % below {sample.threshold:g}"
     if sample.success_rate is not None:

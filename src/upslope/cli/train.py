@@ -30,12 +30,12 @@ def parser(algorithm: str) -> Parser:
         metavar="{" + ",".join(CONFIGS) + "}",
         help="algorithm (default: ppo)",
     )
-    run.add_argument("--total-timesteps", "-n", type=whole_number("--total-timesteps", 1), metavar="N",
+    run.add_argument("--total-timesteps", "-n", type=whole_number(1), metavar="N",
                      help="environment steps (default: the preset's, else 100000)")  # fmt: skip
     run.add_argument(
         "--run-dir", metavar="DIR", help="where the run goes (default: runs/ENV__ALGO__sSEED__TIME)"
     )
-    run.add_argument("--stop-return", type=finite_number("--stop-return"), metavar="R",
+    run.add_argument("--stop-return", type=finite_number(), metavar="R",
                      help="stop once the last 100 finished episodes average R")  # fmt: skip
     run.add_argument(
         "--preset",
@@ -46,10 +46,19 @@ def parser(algorithm: str) -> Parser:
     run.add_argument(
         "--config", metavar="FILE", help="settings from a .toml or .json file; flags override it"
     )
-    run.add_argument("--eval-freq", type=whole_number("--eval-freq", 1), metavar="N",
-                     help="evaluate every N steps and keep best_model.safetensors (default: never)")  # fmt: skip
-    run.add_argument("--episodes", type=whole_number("--episodes"), default=100, metavar="N",
-                     help="episodes of the final evaluation, 0 for none (default: 100)")  # fmt: skip
+    run.add_argument(
+        "--eval-freq",
+        type=whole_number(1),
+        metavar="N",
+        help="evaluate every N steps and keep best_model.safetensors (default: never)",
+    )
+    run.add_argument(
+        "--episodes",
+        type=whole_number(),
+        default=100,
+        metavar="N",
+        help="episodes of the final evaluation, 0 for none (default: 100)",
+    )
     run.add_argument("--quiet", action="store_true", help="print nothing but errors")
     add_settings(made, CONFIGS[algorithm], leave_out=("preset",))
     return made
@@ -89,7 +98,8 @@ def _train(asked: argparse.Namespace, algorithm: str, settings: dict[str, Any]) 
     if asked.eval_freq is not None:
         best = directory.path / BEST_MODEL
         callbacks.insert(0, EvalCallback(asked.eval_freq, best_model_save_path=best))
-    title = f"{source.name} · {algorithm} · seed {config.seed} · {agent.training.envs.n_envs} x {agent.training.envs.engine.name}"
+    envs = agent.training.envs
+    title = f"{source.name} · {algorithm} · seed {config.seed} · {envs.n_envs} x {envs.engine.name}"
     interrupted, score = False, None
     with contextlib.ExitStack() as stack:
         if not asked.quiet:
@@ -112,7 +122,7 @@ def _train(asked: argparse.Namespace, algorithm: str, settings: dict[str, Any]) 
 
 
 def _algorithm(arguments: Sequence[str]) -> str:
-    """Look for ``--algo`` first: it decides which flags there are. A file of settings may name it too."""
+    """Look for ``--algo`` first, which decides what flags there are; a settings file may name it."""
     found = "ppo"
     for i, argument in enumerate(arguments):
         flag, equals, value = argument.partition("=")

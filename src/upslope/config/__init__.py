@@ -1,7 +1,8 @@
-"""Every setting of a run: one frozen dataclass per algorithm, checked when it is made. No torch here, so help is instant.
+"""Every setting of a run: one frozen dataclass per algorithm, checked when it is made.
 
-A field is declared once, with its default, range, unit and the source of the default; the keyword arguments of
-``upslope.PPO(...)``, the flags of ``upslope train`` and ``config.json`` are all read off these declarations.
+A field is declared once, with its default, range, unit and the source of the default; the keyword
+arguments of ``upslope.PPO(...)``, the flags of ``upslope train`` and ``config.json`` are all read
+off these declarations. No torch is imported here, so help is instant.
 """
 
 from upslope.config.configs import CONFIGS, Config, PPOConfig, ReinforceConfig

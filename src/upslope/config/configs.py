@@ -13,7 +13,10 @@ from upslope.errors import ConfigError, did_you_mean
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Settings that every algorithm has. ``None`` in a field that says "derived" is filled in by :meth:`resolve`."""
+    """Settings that every algorithm has.
+
+    ``None`` in a field that says "derived" is filled in by :meth:`resolve`.
+    """
 
     algorithm: ClassVar[str]
 
@@ -153,7 +156,7 @@ class Config:
     )
     checkpoints: int = setting(
         10,
-        "boundaries a run, where episodes are cut and engines reseeded",
+        "at most so many boundaries a run, where episodes are cut and engines reseeded",
         kind="int",
         low=1,
         high=100_000,
@@ -192,12 +195,13 @@ class Config:
             )
         if not is_device(self.device):
             raise ConfigError(
-                f"device={self.device!r} is not one of auto, cpu, cuda, cuda:N, mps: use --device cpu"
+                f"device={self.device!r} is not one of auto, cpu, cuda, cuda:N, mps: "
+                "use --device cpu"
             )
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any]) -> Self:
-        """Make a config from keyword arguments; an unknown name is an error that suggests the nearest."""
+        """Make a config from keyword arguments; an unknown name raises and suggests the nearest."""
         known = {declared.name for declared in dataclasses.fields(cls)}
         for name in settings:
             if name not in known:
@@ -215,10 +219,13 @@ class Config:
         """Return this config with what follows from the number of environments left open."""
         return dataclasses.replace(self, n_envs=None)
 
-    @property
-    def steps_per_iteration(self) -> int | None:
-        """Environment steps of one iteration, or ``None`` for batches of whole episodes."""
-        return None
+    def steps_per_iteration(self, episode_limit: int) -> int:
+        """Environment steps of one iteration, if every episode lasts ``episode_limit`` steps."""
+        raise NotImplementedError
+
+    def iterations_per_episode(self, episode_limit: int) -> int:
+        """Iterations that an episode of ``episode_limit`` steps runs through, 0 if it stays in one."""
+        return 0
 
     @property
     def rows_per_step(self) -> int:
@@ -276,11 +283,15 @@ class ReinforceConfig(Config):
         kind="bool",
     )
 
+    def steps_per_iteration(self, episode_limit: int) -> int:
+        return self.batch_episodes * episode_limit
+
     def check_together(self) -> None:
         super().check_together()
         if self.baseline == "loo" and self.batch_episodes < 2:
             raise ConfigError(
-                "baseline=loo needs batch_episodes of at least 2: raise --batch-episodes or take --baseline none"
+                "baseline=loo needs batch_episodes of at least 2: "
+                "raise --batch-episodes or take --baseline none"
             )
 
 
@@ -325,9 +336,11 @@ class PPOConfig(Config):
         choices=("minibatch", "batch"),
     )
 
-    @property
-    def steps_per_iteration(self) -> int | None:
-        return None if self.n_envs is None or self.n_steps is None else self.n_envs * self.n_steps
+    def steps_per_iteration(self, episode_limit: int) -> int:
+        return (self.n_envs or 1) * (self.n_steps or 1)
+
+    def iterations_per_episode(self, episode_limit: int) -> int:
+        return -(-episode_limit // (self.n_steps or 1))
 
     @property
     def rows_per_step(self) -> int:
@@ -350,11 +363,13 @@ class PPOConfig(Config):
             raise ConfigError(
                 "batch_size=1 cannot be standardised: use at least 2, or --no-normalize-advantage"
             )
-        rows = self.steps_per_iteration
-        if rows is not None and self.batch_size > rows:
+        if self.n_envs is None or self.n_steps is None:
+            return
+        rows = self.n_envs * self.n_steps
+        if self.batch_size > rows:
             raise ConfigError(
-                f"batch_size={self.batch_size} is larger than the rollout of n_steps * n_envs = {rows} rows: "
-                f"use a batch_size in 1..{rows}"
+                f"batch_size={self.batch_size} is larger than the rollout of "
+                f"n_steps * n_envs = {rows} rows: use a batch_size in 1..{rows}"
             )
 
 

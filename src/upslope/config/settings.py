@@ -1,4 +1,4 @@
-"""How one setting is declared, read from text, checked and written: the machinery under the Configs."""
+"""How one setting is declared, read from text, checked and written: what the Configs stand on."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ def setting(
 ) -> Any:
     """Declare one field: ``kind`` is int, float, bool, choice, text, schedule, net_arch or mapping.
 
-    ``low`` and ``high`` are inclusive bounds, ``above`` an exclusive lower one; ``optional`` admits ``None``.
+    ``low`` and ``high`` are inclusive bounds, ``above`` an exclusive lower one; ``optional`` admits
+    ``None``.
     """
     metadata = {
         "doc": doc, "kind": kind, "low": low, "high": high, "above": above,
@@ -39,7 +40,7 @@ def setting(
 
 
 def schedule_at(schedule: Schedule, progress_remaining: float) -> float:
-    """Return a schedule's value when ``progress_remaining`` of the run is left (1 at the start, 0 at the end).
+    """Return a schedule's value where ``progress_remaining`` of the run is left: 1 to 0 at the end.
 
     Raises:
         ConfigError: if a callable returns something that is not a finite number >= 0.
@@ -51,13 +52,17 @@ def schedule_at(schedule: Schedule, progress_remaining: float) -> float:
     value = schedule(progress_remaining)
     if not _is_number(value) or not 0 <= value < math.inf:
         raise ConfigError(
-            f"the schedule {plain(schedule)} returned {value!r} at {progress_remaining:.3f}: it must return a finite number >= 0"
+            f"the schedule {plain(schedule)} returned {value!r} at {progress_remaining:.3f}: "
+            "it must return a finite number >= 0"
         )
     return float(value)
 
 
 def parse_text(declared: dataclasses.Field[Any], text: str) -> Any:
-    """Turn a flag's text into the field's type; text that does not parse is returned as it is, for the check to name."""
+    """Turn a flag's text into the field's type.
+
+    Text that does not parse is returned as it is, for the check to name.
+    """
     kind = declared.metadata["kind"]
     if declared.metadata["optional"] and text.lower() == "none":
         return None
@@ -74,7 +79,7 @@ def parse_text(declared: dataclasses.Field[Any], text: str) -> Any:
 
 
 def checked(declared: dataclasses.Field[Any], value: Any) -> Any:
-    """Return the value in its canonical type, or raise :class:`ConfigError` naming field, range and value."""
+    """Return the value in its canonical type, or raise ConfigError: field, value and range."""
     rule = declared.metadata
     if value is None and rule["optional"]:
         return None
@@ -156,7 +161,7 @@ def _check_mapping(rule: Mapping[str, Any], value: Any) -> dict[str, Any]:
 
 
 def _check_net_arch(rule: Mapping[str, Any], value: Any) -> Any:
-    """Return ``{"pi": (..), "vf": (..)}`` from widths, from such a mapping, or from a flag's text."""
+    """Return ``{"pi": (..), "vf": (..)}`` from widths, such a mapping, or a flag's text."""
     if isinstance(value, str):
         if "=" in value:
             value = dict(part.split("=", 1) for part in value.split(";"))
@@ -201,15 +206,10 @@ def _expected(rule: Mapping[str, Any]) -> str:
         "float": "a finite number",
         "schedule": "a number, lin_X or a callable",
     }[kind]
-    bounds = [f">= {rule['low']:g}" if rule["low"] is not None else "", f"> {rule['above']:g}" if rule["above"] is not None else "",
-              f"<= {rule['high']:g}" if rule["high"] is not None else ""]  # fmt: skip
-    return (
-        " ".join(
-            [words, " and ".join(b for b in bounds if b), "or None" if rule["optional"] else ""]
-        )
-        .replace("  ", " ")
-        .strip()
-    )
+    limits = (("low", ">="), ("above", ">"), ("high", "<="))
+    bounds = [f"{sign} {rule[key]:g}" for key, sign in limits if rule[key] is not None]
+    parts = [words, " and ".join(bounds), "or None" if rule["optional"] else ""]
+    return " ".join(part for part in parts if part)
 
 
 def _is_number(value: Any) -> bool:
@@ -221,12 +221,14 @@ def _is_number(value: Any) -> bool:
 
 
 def is_device(name: str) -> bool:
+    """Tell whether ``name`` is a device in torch's spelling, or ``auto``; it need not exist here."""
     return name in ("auto", "cpu", "cuda", "mps") or (
         name.startswith("cuda:") and name[5:].isdigit()
     )
 
 
 def plain(value: Any) -> Any:
+    """Return a setting's value in JSON types; a callable becomes ``{"callable": its name}``."""
     if callable(value):
         name = getattr(value, "__qualname__", type(value).__qualname__)
         return {"callable": f"{getattr(value, '__module__', '?')}.{name}"}

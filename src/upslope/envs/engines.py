@@ -1,12 +1,12 @@
 """Engines: what steps a vector of environments, and what each kind guarantees (docs: Engines).
 
-| engine  | made from                          | autoreset    | seeds                                 |
-|---------|------------------------------------|--------------|---------------------------------------|
-| sync    | our own loop over plain ``Env``s   | disabled     | one per (run, episode number)         |
-| async   | Gymnasium's ``AsyncVectorEnv``     | disabled     | one per (run, episode number)         |
-| native  | Gymnasium's vector entry point     | its metadata | one for the whole vector and restart  |
-| envpool | EnvPool, rebuilt at each restart   | next step    | one per environment and restart       |
-| vector  | a user's ``VectorEnv``             | its metadata | one for the whole vector and restart  |
+| engine  | made from                        | autoreset    | seeds                                |
+|---------|----------------------------------|--------------|--------------------------------------|
+| sync    | our own loop over plain ``Env``s | disabled     | one per (run, episode number)        |
+| async   | Gymnasium's ``AsyncVectorEnv``   | disabled     | one per (run, episode number)        |
+| native  | Gymnasium's vector entry point   | its metadata | one for the whole vector and restart |
+| envpool | EnvPool, rebuilt at each restart | next step    | one per environment and restart      |
+| vector  | a user's ``VectorEnv``           | its metadata | one for the whole vector and restart |
 
 An engine only steps and resets; what its rows mean is decided in one place, ``episodes.py``.
 """
@@ -125,7 +125,7 @@ class VectorEngine:
     Args:
         make: returns the vector environment for a list of seeds, or for None before there are any.
         name: the engine's name in config.json.
-        seeds_episodes: a list of seeds and a ``reset_mask`` are honoured, so each episode has its own.
+        seeds_episodes: a list of seeds and a ``reset_mask`` are honoured: one seed per episode.
         rebuild: make it anew at every seeded reset (EnvPool takes seeds at construction only).
         spaces: of one environment, where those that the vector states are not to be used.
     """
@@ -257,7 +257,8 @@ def _check_partial_reset(engine: Engine, obs: Tree, ended: NDArray[Any], step: i
         if not np.array_equal(old[kept], new[kept]):
             raise EnvironmentFaultError(
                 f"{engine.name} environment: reset with options['reset_mask'] at step {step} also "
-                "reset environments outside the mask: honour the mask, or use another autoreset mode"
+                "reset environments outside the mask: honour the mask, "
+                "or use another autoreset mode"
             )
 
     map_tree(compare, before, after)

@@ -25,7 +25,7 @@ ENDLESS = 10_000
 
 
 class Episode(NamedTuple):
-    """One finished episode: its number in the run, undiscounted return, length, and info at its end."""
+    """One finished episode: its number in the run, undiscounted return, length, info at its end."""
 
     number: int
     ret: float
@@ -35,7 +35,7 @@ class Episode(NamedTuple):
 
 
 class Row(NamedTuple):
-    """One step of the vector: arrays ``[B]``, and the final observations of the episodes that ended."""
+    """One step of the vector: arrays ``[B]``, and the final observations where episodes ended."""
 
     rewards: NDArray[Any]
     terminated: NDArray[np.bool_]
@@ -90,7 +90,7 @@ class Environments:
         self._restart_is_due = True
 
     def begin_batch(self, n_episodes: int) -> None:
-        """Start a batch of ``n_episodes`` numbered episodes: each gets a free slot and is finished."""
+        """Start a batch of ``n_episodes`` numbered episodes: each gets a slot and is finished."""
         self._begin_everywhere(quota=n_episodes)
 
     def batch_is_running(self) -> bool:
@@ -153,7 +153,9 @@ class Environments:
         self.episodes_started += started
         self._active = None if quota is None else np.arange(self.n_envs) < started
         self._restart_is_due = False
+        started_at = time.perf_counter()
         self.obs = self.engine.reset(seeds)
+        self.seconds += time.perf_counter() - started_at
 
     def _episode_seed(self, number: int) -> int:
         """Seed of a numbered episode; -1 stands for one that nobody asked for (an idle slot's)."""

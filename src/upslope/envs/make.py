@@ -27,18 +27,22 @@ from upslope.seeding import SeedTree
 
 EnvLike = str | gym.Env[Any, Any] | VectorEnv[Any, Any, Any] | Callable[[], gym.Env[Any, Any]]
 
-# EnvPool 1.2's version of these is Gymnasium's task: equal limits, rewards, ends and dynamics under equal
-# actions (tests/envs). Not in the list: Pendulum (another integration at the speed limit), Ant and Humanoid
-# (another MuJoCo, other numbers), Taxi (another version).
+# EnvPool 1.2's version of these is Gymnasium's task: equal limits, rewards, ends and dynamics under
+# equal actions (tests/envs). Not in the list: Pendulum (another integration at the speed limit),
+# Ant and Humanoid (another MuJoCo, other numbers), Taxi (another version).
 ENVPOOL_IS_SAME_TASK = frozenset(
     ["CartPole-v1", "Acrobot-v1", "MountainCar-v0", "MountainCarContinuous-v0", "LunarLander-v3",
-     "HalfCheetah-v5", "Hopper-v5", "Walker2d-v5", "Swimmer-v5", "Reacher-v5", "InvertedPendulum-v5",
-     "InvertedDoublePendulum-v5"]
+     "HalfCheetah-v5", "Hopper-v5", "Walker2d-v5", "Swimmer-v5", "Reacher-v5",
+     "InvertedPendulum-v5", "InvertedDoublePendulum-v5"]
 )  # fmt: skip
 ENVS_PER_THREAD = 16  # of EnvPool
 NATIVE_FROM = 8  # environments from which a native vector beats plain ones
 _EXTRAS = {"mujoco": "mujoco", "box2d": "box2d"}  # package of gymnasium.envs -> our extra
-_PLUGINS = {"ALE/": ("ale_py", "atari"), "MiniGrid-": ("minigrid", "minigrid"), "BabyAI-": ("minigrid", "minigrid")}  # fmt: skip
+_PLUGINS = {  # prefix of an id -> (package that registers it, our extra)
+    "ALE/": ("ale_py", "atari"),
+    "MiniGrid-": ("minigrid", "minigrid"),
+    "BabyAI-": ("minigrid", "minigrid"),
+}
 
 
 @dataclass(frozen=True)
@@ -64,13 +68,15 @@ class Source:
             env = self.factory(**env_kwargs, **more) if env_kwargs or more else self.factory()
             if not isinstance(env, gym.Env):
                 raise UnknownEnvironmentError(
-                    f"the factory {self.name} returned {type(env).__name__}, not a gymnasium.Env: return the environment"
+                    f"the factory {self.name} returned {type(env).__name__}, "
+                    "not a gymnasium.Env: return the environment"
                 )
         elif isinstance(self.instance, gym.Env):
             env = self.instance
         else:
             raise ConfigError(
-                f"{self.name} is a vector of environments; this needs a single one: give an id or a factory"
+                f"{self.name} is a vector of environments; this needs a single one: "
+                "give an id or a factory"
             )
         return env if limit is None else gym.wrappers.TimeLimit(env, limit)
 
@@ -103,7 +109,8 @@ def find_environment(env: EnvLike) -> Source:
     if callable(env):
         return Source(getattr(env, "__name__", type(env).__name__), factory=env)
     raise UnknownEnvironmentError(
-        f"{env!r} is no environment: give an id, a gymnasium.Env, a factory or a gymnasium.vector.VectorEnv"
+        f"{env!r} is no environment: "
+        "give an id, a gymnasium.Env, a factory or a gymnasium.vector.VectorEnv"
     )
 
 
@@ -121,11 +128,11 @@ def make_environments(
 
     Args:
         source: from :func:`find_environment`.
-        n_envs: how many; by default 8, 1 for a single ``Env``, the vector's own number for a vector.
+        n_envs: how many; by default 8, 1 for a single ``Env``, a vector's own number for a vector.
         seed: the run's seed.
         vec: ``auto``, ``sync``, ``async``, ``native`` or ``envpool``. *auto* is ``native`` where
-            Gymnasium has a vector of its own and ``n_envs`` is at least 8, else ``envpool`` where it is
-            installed, has this very task and ``n_envs`` is at least 8, else ``sync``.
+            Gymnasium has a vector of its own and ``n_envs`` is at least 8, else ``envpool`` where
+            it is installed, has this very task and ``n_envs`` is at least 8, else ``sync``.
         max_episode_steps: cut episodes there instead of at the environment's own limit.
         env_kwargs: for the environment's constructor.
         log_info: info scalars to keep with finished episodes.
@@ -149,16 +156,19 @@ def _make_engine(
         own = instance.num_envs if isinstance(instance, VectorEnv) else 1
         if n_envs not in (None, own):
             raise ConfigError(
-                f"n_envs={n_envs} but {source.name} is {own} environment(s): leave n_envs out, or give an id or a factory"
+                f"n_envs={n_envs} but {source.name} is {own} environment(s): "
+                "leave n_envs out, or give an id or a factory"
             )
         if vec not in ("auto", "sync") or (isinstance(instance, VectorEnv) and vec != "auto"):
             raise ConfigError(
-                f"vec={vec} cannot be applied to an environment that is already made: give an id or a factory"
+                f"vec={vec} cannot be applied to an environment that is already made: "
+                "give an id or a factory"
             )
     if isinstance(instance, VectorEnv):
         if limit is not None or kwargs:
             raise ConfigError(
-                "max_episode_steps and env_kwargs cannot be applied to a VectorEnv: set them where it is made"
+                "max_episode_steps and env_kwargs cannot be applied to a VectorEnv: "
+                "set them where it is made"
             )
         return VectorEngine(
             lambda _: instance, name="vector", seeds_episodes=_takes_seeds(instance)
@@ -242,7 +252,7 @@ def _envpool_engine(source: Source, n: int, limit: int | None) -> Engine:
 
 
 def _spaces_of(env_id: str) -> tuple[gym.Space[Any], gym.Space[Any]]:
-    """Gymnasium's own spaces: EnvPool states others (dtypes, LunarLander's bounds) for the same task."""
+    """Gymnasium's own spaces: EnvPool states others for the same task (dtypes, some bounds)."""
     env = _explained(env_id, lambda: gym.make(env_id))
     env.close()
     return env.observation_space, env.action_space
@@ -274,7 +284,8 @@ def _import_from_here(module: str, env_id: str) -> None:
         importlib.import_module(module)
     except Exception as error:
         raise UnknownEnvironmentError(
-            f"cannot import {module!r} for {env_id}: {type(error).__name__}: {error}; install it, or run from its directory"
+            f"cannot import {module!r} for {env_id}: {type(error).__name__}: {error}; "
+            "install it, or run from its directory"
         ) from error
 
 
@@ -287,7 +298,10 @@ def _nearest(name: str, error: Exception) -> str:
     by_lower = {known.lower(): known for known in gym.registry}
     near = difflib.get_close_matches(name.lower(), by_lower, n=3, cutoff=0.5)
     hint = f"; did you mean {', '.join(by_lower[n] for n in near)}?" if near else ""
-    return f"there is no environment {name!r}{hint} (`upslope envs` lists all; own ones are my_env.py:make_env or module:Env-v0)"
+    return (
+        f"there is no environment {name!r}{hint} "
+        "(`upslope envs` lists all; own ones are my_env.py:make_env or module:Env-v0)"
+    )
 
 
 def _explained(env_id: str, make: Callable[[], Any]) -> Any:
@@ -322,7 +336,8 @@ def _factory_from_file(path: str, attribute: str) -> Callable[[], gym.Env[Any, A
         )
     sys.path.insert(0, str(file.resolve().parent))
     spec = importlib.util.spec_from_file_location(file.stem, file)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules.setdefault(file.stem, module)
     try:

@@ -1,0 +1,1 @@
+"""Policies: encoders, distributions and normalisers, put together as one actor-critic."""

@@ -1,4 +1,4 @@
-"""Acting at the speed of NumPy: the policy's outputs for one row of observations, without torch's overhead.
+"""Acting at the speed of NumPy: a policy's outputs for one row of observations, without torch.
 
 For plain stacks of Linear and Tanh or ReLU the layers run on NumPy *views* of the very parameters
 that training moves, so nothing is copied and nothing can be stale; every other network runs as the
@@ -22,7 +22,7 @@ Actor = Callable[[Tree, NDArray[Any]], None]
 
 
 def make_actor(policy: ActorCritic, n_envs: int) -> Actor:
-    """Return ``actor(obs, out)``, which writes the outputs for raw ``obs [B, ...]`` into ``out [B, k]``.
+    """Return ``actor(obs, out)``: raw ``obs [B, ...]`` to the outputs, written into ``out [B, k]``.
 
     It is good until the policy's weights or statistics change place: make one per rollout.
     """

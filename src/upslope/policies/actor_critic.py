@@ -21,7 +21,7 @@ DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
 class Evaluation(NamedTuple):
-    """What an update needs of each row: log pi(a|s), entropy and V(s), each ``[N]``, and the recurrent state after."""
+    """log pi(a|s), entropy and V(s) of each row, all ``[N]``, and the recurrent state after them."""
 
     log_prob: Tensor
     entropy: Tensor
@@ -44,7 +44,7 @@ class ActorCritic(nn.Module):
         norm_obs, clip_obs: observation normalisation inside the policy.
         norm_reward, clip_reward, gamma: return normalisation, whose statistics live here too.
         dtype: "float32" or "float64".
-        features: a user's ``observation_space -> nn.Module`` of features, put in front of the hidden layers.
+        features: a user's ``observation_space -> nn.Module``, put before the hidden layers.
 
     Raises:
         UnsupportedSpaceError: for any other space.
@@ -112,19 +112,21 @@ class ActorCritic(nn.Module):
 
     @property
     def version(self) -> int:
-        """A number that grows whenever a weight or statistic changes, by our own steps or by any torch optimiser."""
-        tensors = [*self.parameters(), *self.buffers()]
+        """A number that grows with every change of a weight or statistic, by whatever optimiser."""
+        tensors = list(self.parameters())
+        if self.obs_normalizer is not None:
+            tensors += self.obs_normalizer.buffers()
         return self._updates + sum(tensor._version for tensor in tensors)
 
     def count_update(self) -> None:
-        """Say that the weights moved by a way torch does not count (a write to their shared flat vector)."""
+        """Say that the weights moved in a way torch does not count: through their flat vector."""
         self._updates += 1
 
     def part_names(self, part: str) -> list[str]:
         """Names of the parameters of ``all``, ``actor`` or ``critic``, the actor's first.
 
         Raises:
-            ConfigError: for ``actor`` or ``critic`` of a shared network, which cannot be moved apart.
+            ConfigError: for ``actor`` or ``critic`` of a shared network: they cannot move apart.
         """
         names = [name for name, _ in self.named_parameters()]
         critic = [name for name in names if name.startswith("critic")]
@@ -136,12 +138,12 @@ class ActorCritic(nn.Module):
         return {"all": actor + critic, "actor": actor, "critic": critic}[part]
 
     def prepare(self, obs: Tree) -> Tree:
-        """Raw observations ``[..., *shape]`` to the network's input: normalised where asked, in the policy's dtype."""
+        """Raw observations ``[..., *shape]`` to network inputs: the policy's dtype, normalised."""
         normalized = obs if self.obs_normalizer is None else self.obs_normalizer(obs)
         return normalized.to(self.dtype)
 
     def outputs(self, inputs: Tree, state: Tree = ()) -> tuple[Tensor, Tree]:
-        """Prepared inputs ``[N, ...]`` to the numbers ``[N, n_outputs]`` that parametrise the actions."""
+        """Prepared inputs ``[N, ...]`` to the numbers ``[N, n_outputs]`` that actions hang on."""
         return self.actor_head(self.actor(inputs)), state
 
     def values(self, inputs: Tree, state: Tree = ()) -> Tensor:
@@ -152,7 +154,7 @@ class ActorCritic(nn.Module):
     def evaluate_actions(
         self, inputs: Tree, actions: Tree, state: Tree = (), mask: Tensor | None = None
     ) -> Evaluation:
-        """Log-probability, entropy and value of sampled ``actions [N, ...]`` in prepared ``inputs [N, ...]``."""
+        """Log-probability, entropy and value of ``actions [N, ...]`` in prepared ``inputs``."""
         if self.shared_network:
             hidden = self.actor(inputs)
             outputs, value = self.actor_head(hidden), self.critic_head(hidden).squeeze(-1)
@@ -170,9 +172,10 @@ class ActorCritic(nn.Module):
         mask: NDArray[np.bool_] | None = None,
         noise: NDArray[Any] | None = None,
     ) -> tuple[NDArray[Any], Tree]:
-        """Raw observations ``[B, ...]`` to sampled actions (``noise`` from ``actions.draw_noise``), or the mode without it.
+        """Raw observations ``[B, ...]`` to actions: samples with ``noise``, the mode without.
 
-        The actions are in the policy's own units: ``policy.actions.to_env`` turns them into what ``env.step`` takes.
+        ``noise`` comes from ``policy.actions.draw_noise``. The actions are in the policy's own
+        units: ``policy.actions.to_env`` turns them into what ``env.step`` takes.
         """
         outputs, state = self.outputs(self.prepare(torch.as_tensor(obs, device=self.device)), state)
         numbers = outputs.cpu().numpy()

@@ -1,9 +1,10 @@
-"""Action spaces as distributions: log-probability, entropy, sampling from *given* noise, and what the environment gets.
+"""Action spaces as distributions: log-probability, entropy, sampling from *given* noise.
 
-Each kind of action is a small module with three faces: numbers out of the network become a distribution
-(:meth:`distribution`), numbers plus noise become a sampled action (:meth:`sample`, written so that the same line runs
-on NumPy arrays while acting and on tensors elsewhere), and a sampled action becomes what ``env.step`` takes
-(:meth:`to_env`). A rollout stores the sampled action; its log-probability is the sampled action's.
+Each kind of action is a small module with three faces: numbers out of the network become a
+distribution (:meth:`distribution`), numbers plus noise become a sampled action (:meth:`sample`,
+written so that the same line runs on NumPy arrays while acting and on tensors elsewhere), and a
+sampled action becomes what ``env.step`` takes (:meth:`to_env`). A rollout stores the sampled
+action; its log-probability is the sampled action's.
 """
 
 from __future__ import annotations
@@ -20,15 +21,16 @@ from torch import Tensor, nn
 from upslope.errors import UnsupportedSpaceError
 
 LOG_STD_RANGE = (-10.0, 2.0)
+MASKED = -1e30  # logit of a choice that is not allowed: probability 0, gradients still finite
 _LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
 
 
 class Categorical:
-    """Distribution over ``n`` choices from logits ``[..., n]``; ``mask`` (True = allowed) removes choices."""
+    """Distribution over ``n`` choices from logits ``[..., n]``; only where ``mask`` is True."""
 
     def __init__(self, logits: Tensor, mask: Tensor | None = None) -> None:
         if mask is not None:
-            logits = logits.masked_fill(~mask, torch.finfo(logits.dtype).min)
+            logits = logits.masked_fill(~mask, MASKED)
         self.logits = logits
         self.log_probs = logits.log_softmax(-1)
 
@@ -43,6 +45,11 @@ class Categorical:
     def kl(self, other: Categorical) -> Tensor:
         """KL(self || other) in nats: ``[...]``."""
         return (self.log_probs.exp() * (self.log_probs - other.log_probs)).sum(-1)
+
+    def rounding(self, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What rounding of the log-probability hangs on (arguments of Eq. 11.7): the logits."""
+        one = torch.ones_like(self.logits)
+        return one, self.logits, one
 
     def mode(self) -> Tensor:
         """The most probable choice: ``[...]``."""
@@ -72,6 +79,11 @@ class DiagonalGaussian:
         ratio = (2 * (self.log_std - other.log_std)).exp()
         return (other.log_std - self.log_std + 0.5 * (ratio + gap - 1)).sum(-1)
 
+    def rounding(self, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What rounding of the log-probability hangs on (arguments of Eq. 11.7): z, mean, sigma."""
+        sigma = self.log_std.exp()
+        return (action - self.mean) / sigma, self.mean, sigma
+
     def mode(self) -> Tensor:
         """The mean: ``[..., d]``."""
         return self.mean
@@ -98,7 +110,7 @@ class CategoricalActions(nn.Module):
         return Categorical(outputs, mask)
 
     def draw_noise(self, rng: np.random.Generator, shape: tuple[int, ...]) -> NDArray[Any]:
-        """Gumbel noise ``[*shape, n]`` (float32): the argmax of logits plus it is an exact sample."""
+        """Gumbel noise ``[*shape, n]``, float32: the argmax of logits plus it is a sample."""
         uniform = rng.random((*shape, *self.noise_shape), dtype=np.float32)
         return -np.log(-np.log(np.maximum(uniform, 1e-30)) + 1e-30)
 
@@ -106,7 +118,7 @@ class CategoricalActions(nn.Module):
         """Logits ``[..., n]`` and noise to choices ``[...]``, on arrays or tensors."""
         scores = outputs + noise
         if mask is not None:
-            scores = scores - (~mask) * 1e30
+            scores = scores + (~mask) * MASKED
         return scores.argmax(-1)
 
     def mode(self, outputs: Any, mask: Any = None) -> Any:
@@ -127,11 +139,12 @@ class CategoricalActions(nn.Module):
 
 
 class GaussianActions(nn.Module):
-    """A Box action space under a Gaussian whose log standard deviation does not depend on the state.
+    """A Box action space under a Gaussian whose log standard deviation is the same in every state.
 
-    Where both bounds are finite the Gaussian lives in units of half the range, centred: -1 is ``low`` and 1 ``high``.
-    What falls outside is clipped for the environment; the log-probability stays that of the sampled action, so the
-    clip is part of the environment and no bias (Fujita & Maeda 2018).
+    Where both bounds are finite the Gaussian lives in units of half the range, centred: -1 is
+    ``low`` and 1 ``high``. What falls outside is clipped for the environment; the log-probability
+    stays that of the sampled action, so the clip is part of the environment and no bias (Fujita &
+    Maeda 2018).
     """
 
     sampled_dtype: torch.dtype
@@ -165,11 +178,11 @@ class GaussianActions(nn.Module):
         return rng.standard_normal((*shape, *self.noise_shape), dtype=self._numpy_dtype)
 
     def std(self) -> Any:
-        """sigma ``[d]`` as an array: computed once a rollout, since it does not depend on the state."""
+        """sigma ``[d]`` as an array: computed once a rollout, as it is the same in every state."""
         return self.bounded_log_std().detach().exp().cpu().numpy()
 
     def sample(self, outputs: Any, noise: Any, std: Any, mask: Any = None) -> Any:
-        """Means ``[..., d]``, standard normal noise and sigma to actions ``[..., d]``, on arrays or tensors."""
+        """Means, standard normal noise and sigma to actions ``[..., d]``, arrays or tensors."""
         return outputs + std * noise
 
     def mode(self, outputs: Any, mask: Any = None) -> Any:
@@ -177,7 +190,7 @@ class GaussianActions(nn.Module):
         return outputs
 
     def to_env(self, actions: NDArray[Any]) -> NDArray[Any]:
-        """Sampled actions ``[B, d]`` to the environment's units, shape and dtype, clipped to its bounds."""
+        """Sampled actions ``[B, d]`` to the environment's units, shape, dtype and bounds."""
         scaled = actions * self._scale + self._centre
         clipped = np.minimum(np.maximum(scaled, self._low), self._high)
         return clipped.astype(self._env_dtype, copy=False).reshape(-1, *self._env_shape)
@@ -206,5 +219,6 @@ def make_actions(space: gym.Space[Any], log_std_init: float, dtype: torch.dtype)
             )
         return GaussianActions(space, log_std_init, dtype)
     raise UnsupportedSpaceError(
-        f"the action space {space} is not supported: Discrete and Box of floats are; wrap the environment to offer one"
+        f"the action space {space} is not supported: Discrete and Box of floats are; "
+        "wrap the environment to offer one"
     )

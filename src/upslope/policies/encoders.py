@@ -40,7 +40,10 @@ def observation_shape(space: gym.Space[Any]) -> tuple[int, ...]:
 def linear(
     inputs: int, outputs: int, gain: float | None, generator: torch.Generator, dtype: torch.dtype
 ) -> nn.Linear:
-    """Return a layer initialised from ``generator`` alone: orthogonal with ``gain``, or torch's own rule for ``None``."""
+    """Return a layer initialised from ``generator`` alone.
+
+    Its weights are orthogonal with ``gain``, or follow torch's own rule where that is ``None``.
+    """
     layer = nn.utils.skip_init(nn.Linear, inputs, outputs, dtype=dtype)
     with torch.no_grad():
         if gain is None:
@@ -61,7 +64,7 @@ def mlp(
     generator: torch.Generator,
     dtype: torch.dtype,
 ) -> nn.Sequential:
-    """Return hidden layers ``inputs -> widths[0] -> ... -> widths[-1]``, an activation after each."""
+    """Return layers ``inputs -> widths[0] -> ... -> widths[-1]``, an activation after each."""
     layers: list[nn.Module] = []
     for width in widths:
         gain = math.sqrt(2) if ortho_init else None
@@ -73,18 +76,22 @@ def mlp(
 def user_features(
     factory: FeaturesFactory, space: gym.Space[Any], seed: int, dtype: torch.dtype
 ) -> tuple[nn.Module, int]:
-    """Call a user's ``factory(observation_space)`` under a seeded, restored global RNG; return it and its width.
+    """Return the module of a user's ``factory(observation_space)``, and its width.
+
+    The factory runs under a seeded global RNG, which is then put back as it was.
 
     Raises:
-        ConfigError: if it is no module, does not give ``[N, features]``, or behaves differently in train and eval mode
-            (dropout, batch statistics), which would move the policy between collecting and updating.
+        ConfigError: if it is no module, does not give ``[N, features]``, or behaves differently in
+            train and eval mode (dropout, batch statistics), which would move the policy between
+            collecting and updating.
     """
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.manual_seed(seed)  # noqa: TID251 - inside fork_rng: a user's module reads no other
         module = factory(space)
     if not isinstance(module, nn.Module):
         raise ConfigError(
-            f"policy={factory!r} returned {type(module).__name__}, not a torch.nn.Module: return the features module"
+            f"policy={factory!r} returned {type(module).__name__}, not a torch.nn.Module: "
+            "return the features module"
         )
     module = module.to(dtype)
     low = np.zeros((4, *(space.shape or ())), dtype=np.float64)
@@ -93,11 +100,13 @@ def user_features(
         training, evaluating = module.train()(probe), module.eval()(probe)
     if not isinstance(training, Tensor) or training.ndim != 2 or len(training) != 4:
         raise ConfigError(
-            f"policy={factory!r} must map [N, {space.shape}] observations to [N, features]: flatten its output"
+            f"policy={factory!r} must map [N, {space.shape}] observations to [N, features]: "
+            "flatten its output"
         )
     if not torch.equal(training, evaluating):
         raise ConfigError(
-            f"policy={factory!r} gives other outputs in train mode than in eval mode: remove dropout and batch "
-            "normalisation, the ratio of new to old probabilities would not start at 1"
+            f"policy={factory!r} gives other outputs in train mode than in eval mode: remove "
+            "dropout and batch normalisation, the ratio of new to old probabilities would not "
+            "start at 1"
         )
     return module, training.shape[1]

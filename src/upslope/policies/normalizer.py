@@ -1,6 +1,7 @@
-"""Running statistics of observations and of discounted returns, kept as buffers of the policy so no file can lose them.
+"""Running statistics of observations and of discounted returns, kept as buffers of the policy.
 
-They move only when :meth:`update` is called, which training does between iterations, never while data is collected.
+So no file can lose them. They move only when :meth:`update` is called, which training does between
+iterations, never while data is collected.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ class ObservationNormalizer(nn.Module):
         self.clip = clip
 
     def forward(self, obs: Tensor) -> Tensor:
-        """``[..., *shape]`` in any dtype to the same shape in float64 (the policy casts it down)."""
+        """``[..., *shape]`` in any dtype to the same shape in float64; the policy casts it down."""
         return ((obs - self.moments.mean) / self.moments.std()).clamp(-self.clip, self.clip)
 
     def update(self, obs: Tensor) -> None:
@@ -60,10 +61,11 @@ class ObservationNormalizer(nn.Module):
 
 
 class RewardNormalizer(nn.Module):
-    """reward / std of the running discounted return, clipped; the mean is kept, so the sign of a reward survives.
+    """reward / std of the running discounted return, clipped.
 
-    The discounted return runs forward, R_t = gamma R_{t-1} + r_t, separately in each environment, and starts anew with
-    each episode; where it stands between two rollouts is ``carry [B]``.
+    The mean is kept, so the sign of a reward survives. The discounted return runs forward, R_t =
+    gamma R_{t-1} + r_t, separately in each environment, and starts anew with each episode; where it
+    stands between two rollouts is ``carry [B]``.
     """
 
     carry: Tensor

@@ -57,7 +57,7 @@ def unused(path: Path) -> Path:
 
 
 class RunDirectory:
-    """The files of one run, written while it goes on; a callback of ``learn`` and a context manager.
+    """The files of one run, written as it goes on: a callback of ``learn`` and a context manager.
 
     Args:
         path: a directory that does not exist yet or is empty.
@@ -95,7 +95,8 @@ class RunDirectory:
                 raise
             reason = getattr(error, "strerror", None) or str(error)
             raise ConfigError(
-                f"cannot write the run directory {str(path)!r:.300}: {reason}; give another --run-dir"
+                f"cannot write the run directory {str(path)!r:.300}: {reason}; "
+                "give another --run-dir"
             ) from error
         self._columns = (*COLUMNS, *(f"rollout/{key}" for key in agent.config.log_info))
         self._rows = csv.DictWriter(self._file, self._columns, extrasaction="ignore", restval="")
@@ -112,7 +113,7 @@ class RunDirectory:
         return self
 
     def __call__(self, event: Event) -> bool:
-        """Write a row every ``log_interval`` iterations; the last iteration gets one in any case."""
+        """Write a row every ``log_interval`` iterations; the last one gets one in any case."""
         self._note_return(event)
         self._unwritten = event
         if event.iteration % self._agent.training.log_every == 0:
@@ -162,11 +163,12 @@ class RunDirectory:
         """Remember when the 100-episode mean first reached the return that was asked for."""
         mean = event.metrics.get("rollout/ep_rew_mean")
         enough = event.metrics["rollout/episodes"] >= WINDOW
-        if self.state["time_to_return"] is None and self.target_return is not None and enough:
-            if mean is not None and mean >= self.target_return:
-                self.state["time_to_return"] = seconds_since_process_start()
-                self.state["steps_to_return"] = event.timesteps
-                self.state["return"] = mean
+        if self.state["time_to_return"] is not None or self.target_return is None or not enough:
+            return
+        if mean is not None and mean >= self.target_return:
+            self.state["time_to_return"] = seconds_since_process_start()
+            self.state["steps_to_return"] = event.timesteps
+            self.state["return"] = mean
 
     def _write_row(self, event: Event) -> None:
         self._rows.writerow({key: _number(value) for key, value in event.metrics.items()})
@@ -190,7 +192,7 @@ class RunDirectory:
 
 
 def describe(agent: Agent, total_timesteps: int) -> dict[str, Any]:
-    """Return config.json: the complete, resolved settings, and everything they were resolved with."""
+    """Return config.json: the complete, resolved settings, and what they were resolved with."""
     training, source = agent.training, agent.source
     engine = training.envs.engine
     training.plan(total_timesteps)
@@ -219,7 +221,7 @@ def describe(agent: Agent, total_timesteps: int) -> dict[str, Any]:
 
 
 def seconds_since_process_start() -> float:
-    """Seconds since the operating system started this process (Linux), or since numpy's own start of time."""
+    """Seconds since this process started (Linux); elsewhere the processor time it has used."""
     try:
         ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
         up = float(Path("/proc/uptime").read_text().split()[0])

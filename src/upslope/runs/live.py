@@ -1,7 +1,7 @@
-"""Live progress: the average episode return first, then steps, speed, time left and the machine's use.
+"""Live progress: the average return first, then steps, speed, time left, the machine's use.
 
-On a terminal a few lines are redrawn in place; elsewhere about twenty plain lines are printed a run.
-The loss is not shown: its value says nothing about performance.
+On a terminal a few lines are redrawn in place; elsewhere about twenty plain lines are printed a
+run. The loss is not shown: its value says nothing about performance.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Self
 
@@ -99,7 +100,7 @@ class LiveProgress:
         try:
             print(line, file=self._stream, flush=True)
         except (BrokenPipeError, ValueError):
-            self._stream = Path(os.devnull).open("w")
+            self._stream = Path(os.devnull).open("w")  # noqa: SIM115 - the stream from now on
 
 
 def plain_line(event: Event, usage: str) -> str:
@@ -134,7 +135,7 @@ def sparkline(values: list[float], width: int = 30) -> str:
         return ""
     columns = min(width, len(values))
     edges = [round(i * len(values) / columns) for i in range(columns + 1)]
-    means = [sum(values[a:b]) / (b - a) for a, b in zip(edges, edges[1:], strict=False)]
+    means = [sum(values[a:b]) / (b - a) for a, b in pairwise(edges)]
     low, high = min(means), max(means)
     scale = (len(_BARS) - 1) / (high - low) if high > low else 0.0
     return "".join(_BARS[round((mean - low) * scale)] for mean in means)

@@ -60,7 +60,7 @@ def _render(env: Any, film: _Film | None) -> None:
 
 
 class _Film:
-    """Frames ``[height, width, 3]`` into an mp4 by ffmpeg, opened when the first frame's size is known."""
+    """Frames ``[height, width, 3]`` into an mp4 by ffmpeg, opened at the first frame."""
 
     def __init__(self, path: Path, fps: int) -> None:
         try:

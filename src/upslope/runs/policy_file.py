@@ -143,7 +143,8 @@ def load_model(
         if isinstance(error, ConfigError) and "features factory" in str(error):
             raise
         raise ModelFileError(
-            f"{os.fspath(path)} is intact but its contents do not fit together ({error!s:.200}): it was not written by this library as it is"
+            f"{os.fspath(path)} is intact but its contents do not fit together "
+            f"({error!s:.200}): it was not written by this library as it is"
         ) from error
     _check_self_test(path, policy, stored)
     return LoadedModel(policy, header)
@@ -204,7 +205,8 @@ def _self_test(policy: ActorCritic, observations: Tree | None) -> dict[str, torc
 def _check_self_test(path: Any, policy: ActorCritic, stored: Mapping[str, torch.Tensor]) -> None:
     if len(stored) != len(_SELF_TEST):
         raise ModelFileError(
-            f"{os.fspath(path)} lacks its stored observations and outputs: it was not written by this library as it is"
+            f"{os.fspath(path)} lacks its stored observations and outputs: "
+            "it was not written by this library as it is"
         )
     with torch.no_grad():
         inputs = policy.prepare(stored[_SELF_TEST[0]])
@@ -213,10 +215,12 @@ def _check_self_test(path: Any, policy: ActorCritic, stored: Mapping[str, torch.
         gap = (value - stored[name]).abs().max() / stored[name].abs().max().clamp(min=1)
         if not gap <= SELF_TEST_TOLERANCE:
             raise ModelFileError(
-                f"{os.fspath(path)} gives other {name.partition('.')[2]} here than when it was saved (relative gap {float(gap):.1e}): "
-                "its network is not rebuilt as it was; give the same features factory and library versions"
+                f"{os.fspath(path)} gives other {name.partition('.')[2]} here than when it was "
+                f"saved (relative gap {float(gap):.1e}): its network is not rebuilt as it was; "
+                "give the same features factory and library versions"
             )
 
 
 def _name(function: Any) -> str:
-    return f"{getattr(function, '__module__', '?')}.{getattr(function, '__qualname__', type(function).__qualname__)}"
+    qualname = getattr(function, "__qualname__", type(function).__qualname__)
+    return f"{getattr(function, '__module__', '?')}.{qualname}"

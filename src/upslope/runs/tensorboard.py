@@ -1,4 +1,4 @@
-"""TensorBoard events, where the extra ``tensorboard`` is installed; nothing of it is imported before the first row."""
+"""TensorBoard events, where its extra is installed; it is not imported before the first row."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 class Events:
-    """Scalars into one events file, by TensorBoard's own writer (without torch's wrapper and its imports)."""
+    """Scalars into one events file by TensorBoard's own writer, without torch's wrapper of it."""
 
     def __init__(self, directory: Path) -> None:
         from tensorboard.compat.proto.event_pb2 import Event

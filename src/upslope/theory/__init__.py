@@ -1,4 +1,4 @@
-"""The mathematics: pure functions of tensors, time-major ``[T, B]``, dtype-preserving, each formula once."""
+"""The mathematics: pure functions of time-major tensors ``[T, B]``, dtypes kept, each once."""
 
 from upslope.theory import diagnostics, objectives, returns
 

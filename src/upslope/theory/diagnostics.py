@@ -9,10 +9,13 @@ from upslope.theory.objectives import masked_mean
 
 
 def approx_kl(log_ratio: Tensor, valid: Tensor) -> Tensor:
-    """k3 estimate of KL(pi_old || pi): mean(ratio - 1 - log ratio), never negative, unbiased on data of pi_old.
+    """k3 estimate of KL(pi_old || pi): mean(ratio - 1 - log ratio).
+
+    Never negative, and unbiased on data of pi_old.
 
     Args:
-        log_ratio: ``[T, B]`` (or ``[N]``), log pi(a|s) - log pi_old(a|s) at actions drawn from pi_old.
+        log_ratio: ``[T, B]`` (or ``[N]``), log pi(a|s) - log pi_old(a|s) at actions drawn from
+            pi_old.
         valid: same shape, bool or 0/1.
 
     Returns:
@@ -40,7 +43,9 @@ def clip_fraction(log_ratio: Tensor, clip_range: Tensor | float, valid: Tensor) 
 
 
 def explained_variance(values: Tensor, targets: Tensor, valid: Tensor) -> Tensor:
-    """1 - Var(target - V) / Var(target): 1 is a perfect critic, 0 no better than a constant, below 0 worse.
+    """1 - Var(target - V) / Var(target).
+
+    1 is a perfect critic, 0 no better than a constant, below 0 worse.
 
     Args:
         values: ``[T, B]``, V(s_t).
@@ -57,9 +62,10 @@ def explained_variance(values: Tensor, targets: Tensor, valid: Tensor) -> Tensor
 
 
 def gradient_moments(gradients: Tensor) -> tuple[Tensor, Tensor]:
-    """Unbiased |G|^2 and tr S from M independent gradients of one unit each (an episode, a micro-batch).
+    """Unbiased |G|^2 and tr S from M independent gradients of one unit each.
 
     |G|^2 = (|sum g|^2 - sum |g|^2) / (M (M - 1)); tr S = (sum |g|^2 - |sum g|^2 / M) / (M - 1).
+    A unit is an episode, or a micro-batch.
 
     Args:
         gradients: ``[M, d]``, M >= 2.
@@ -80,7 +86,9 @@ def gradient_moments(gradients: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def gradient_snr(g2: Tensor, trace: Tensor) -> Tensor:
-    """Signal-to-noise ratio |G|^2 / tr S of the gradient of one unit; both scalars from :func:`gradient_moments`.
+    """Signal-to-noise ratio |G|^2 / tr S of the gradient of one unit.
+
+    Both are scalars from :func:`gradient_moments`.
 
     Eq: 12.2. Source: Roberts & Tedrake 2009.
     """
@@ -93,7 +101,8 @@ def noise_scale(g2: Tensor, trace: Tensor, unit: float = 1.0) -> Tensor:
     Args:
         g2: scalar, |G|^2 averaged over iterations *before* dividing.
         trace: scalar, tr S averaged likewise.
-        unit: size of one unit in whatever B is wanted in (1 for units, mean episode length for steps).
+        unit: size of one unit in whatever B is wanted in (1 for units, mean episode length for
+            steps).
 
     Returns:
         Scalar.
@@ -104,9 +113,11 @@ def noise_scale(g2: Tensor, trace: Tensor, unit: float = 1.0) -> Tensor:
 
 
 def ratio_tolerance(z: Tensor, mean: Tensor, sigma: Tensor) -> Tensor:
-    """How far log ratio may lie from 0 by rounding alone: 16 eps (1 + max_row sum_d |z_d| (1 + |mu_d|) / sigma_d).
+    """How far a log ratio may lie from 0 by rounding alone.
 
-    Rounding in the mean is amplified by |z| / sigma, so a fixed tolerance alarms falsely for narrow Gaussians.
+    16 eps (1 + max_row sum_d |z_d| (1 + |mu_d|) / sigma_d).
+    Rounding in the mean is amplified by |z| / sigma, so a fixed tolerance alarms falsely for narrow
+    Gaussians.
 
     Args:
         z: ``[N, k]``, (action - mean) / sigma.

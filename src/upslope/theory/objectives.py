@@ -1,7 +1,8 @@
 """Weights to one scalar: the functions whose gradient a page follows.
 
-None of them measures performance. Their data must come from the current policy, they are good for one step (PPO's
-epochs excepted, by its clip), and every weight is detached here, once, so that no gradient reaches a target.
+None of them measures performance. Their data must come from the current policy, they are good for
+one step (PPO's epochs excepted, by its clip), and every weight is detached here, once, so that no
+gradient reaches a target.
 """
 
 from __future__ import annotations
@@ -13,16 +14,17 @@ from torch import Tensor
 def policy_gradient_loss(
     log_prob: Tensor, weight: Tensor, valid: Tensor, divisor: Tensor | float
 ) -> Tensor:
-    """Pseudo-loss -(1/divisor) sum log pi(a_t|s_t) weight_t, whose negative gradient is the policy gradient.
+    """Pseudo-loss -(1/divisor) sum log pi(a_t|s_t) weight_t.
 
-    Its value is not a loss: a constant added to the weights changes the value and not the expected gradient.
+    Its negative gradient is the policy gradient. Its value is not a loss: a constant added to the
+    weights changes the value and not the expected gradient.
 
     Args:
         log_prob: ``[T, B]`` log-probability of the sampled actions under the current policy.
         weight: ``[T, B]`` Psi_t, detached here.
         valid: ``[T, B]`` bool or 0/1, the rows that are transitions.
-        divisor: number of episodes for batches of whole episodes, of valid rows for T x B rollouts; dividing whole
-            episodes by their steps is biased.
+        divisor: number of episodes for batches of whole episodes, of valid rows for T x B rollouts;
+            dividing whole episodes by their steps is biased.
 
     Returns:
         Scalar.
@@ -41,7 +43,8 @@ def clipped_surrogate_loss(
 ) -> Tensor:
     """PPO: -mean(min(ratio A, clip(ratio, 1 - eps, 1 + eps) A)), ratio = pi / pi_old.
 
-    At ratio 1 its gradient is the policy gradient of the same weights; clipping does not bound the KL divergence.
+    At ratio 1 its gradient is the policy gradient of the same weights; clipping does not bound the
+    KL divergence.
 
     Args:
         log_prob: ``[T, B]`` (or ``[N]``) under the current policy.
@@ -95,7 +98,7 @@ def clipped_values(values: Tensor, old_values: Tensor, clip_range: Tensor | floa
 
 
 def entropy_bonus(entropy: Tensor, valid: Tensor) -> Tensor:
-    """Mean entropy of pi(.|s_t) over the valid rows; a semi-gradient, since the states are held fixed.
+    """Mean entropy of pi(.|s_t) over the valid rows; a semi-gradient, as the states are held fixed.
 
     Args:
         entropy: ``[T, B]`` (or ``[N]``), in nats.

@@ -1,8 +1,9 @@
 """Rewards to weights: what multiplies ``grad log pi(a_t|s_t)`` in the policy gradient.
 
-Every argument is time-major ``[T, B]``. ``done`` marks the last row of an episode for any reason and stops sums and
-lambda-traces; ``terminated`` marks the rows whose successor has no value. A row that is no transition (an engine's
-reset row) is passed as a one-row episode, ``done = 1``, and is dropped later by ``valid``.
+Every argument is time-major ``[T, B]``. ``done`` marks the last row of an episode for any reason
+and stops sums and lambda-traces; ``terminated`` marks the rows whose successor has no value. A row
+that is no transition (an engine's reset row) is passed as a one-row episode, ``done = 1``, and is
+dropped later by ``valid``.
 """
 
 from __future__ import annotations
@@ -12,10 +13,10 @@ from torch import Tensor
 
 
 def episode_return(rewards: Tensor, done: Tensor, gamma: float) -> Tensor:
-    """R(tau), the discounted return of the whole episode, at each of its rows (the weight of REINFORCE).
+    """R(tau), the discounted return of the whole episode, at each of its rows: REINFORCE's weight.
 
-    R(tau) = sum_k gamma^k r_k, with k counted from the episode's first row in the batch; so the first row of
-    ``rewards`` must start an episode.
+    R(tau) = sum_k gamma^k r_k, with k counted from the episode's first row in the batch; so the
+    first row of ``rewards`` must start an episode.
 
     Args:
         rewards: ``[T, B]``, in units of reward.
@@ -36,7 +37,9 @@ def episode_return(rewards: Tensor, done: Tensor, gamma: float) -> Tensor:
 
 
 def discount_weights(episode_step: Tensor, gamma: float) -> Tensor:
-    """gamma^t, t counted from the start of the episode: the factor that makes a gradient the one of J_gamma.
+    """gamma^t, t counted from the start of the episode.
+
+    With this factor the gradient is the one of J_gamma.
 
     Args:
         episode_step: ``[T, B]`` integers, 0 on the first row of each episode.
@@ -55,14 +58,15 @@ def reward_to_go(
 ) -> Tensor:
     """G_t = r_t + gamma G_{t+1}, the discounted reward from row t to the end of its episode.
 
-    Where the sum is cut (``done``, or the last row of the batch) it continues with ``gamma * bootstrap``.
+    Where the sum is cut (``done``, or the last row of the batch) it continues with
+    ``gamma * bootstrap``.
 
     Args:
         rewards: ``[T, B]``, in units of reward.
         done: ``[T, B]`` bool or 0/1.
         gamma: discount per step, in [0, 1].
-        bootstrap: ``[T, B]`` value of each row's true successor (0 where the episode terminated), read only at cuts;
-            ``None`` stands for 0 everywhere.
+        bootstrap: ``[T, B]`` value of each row's true successor (0 where the episode terminated),
+            read only at cuts; ``None`` stands for 0 everywhere.
 
     Returns:
         ``[T, B]``, in units of reward.
@@ -83,8 +87,10 @@ def td_errors(
     Args:
         rewards: ``[T, B]``, in units of reward.
         values: ``[T, B]``, V(s_t).
-        next_values: ``[T, B]``, V of the row's *true* successor (the final observation where the episode ended).
-        terminated: ``[T, B]`` bool or 0/1; only termination stops the bootstrap, truncation does not.
+        next_values: ``[T, B]``, V of the row's *true* successor (the final observation where the
+            episode ended).
+        terminated: ``[T, B]`` bool or 0/1; only termination stops the bootstrap, truncation does
+            not.
         gamma: discount per step, in [0, 1].
 
     Returns:
@@ -104,7 +110,7 @@ def gae(
     gamma: float,
     gae_lambda: float,
 ) -> Tensor:
-    """Generalised advantage estimate A_t = delta_t + gamma lambda (1 - done_t) A_{t+1}, with A_T = 0.
+    """Generalised advantage estimate A_t = delta_t + gamma lambda (1 - done_t) A_{t+1}, A_T = 0.
 
     lambda = 1 is the (bootstrapped) Monte-Carlo return minus V, lambda = 0 the one-step TD error.
 
@@ -138,7 +144,8 @@ def lambda_returns(
     """TD(lambda) return, GAE + V: the target the critic regresses on.
 
     Args:
-        rewards: ``[T, B]``; ``values``, ``next_values``, ``terminated``, ``done``: ``[T, B]`` as for :func:`gae`.
+        rewards: ``[T, B]``; ``values``, ``next_values``, ``terminated``, ``done``: ``[T, B]`` as
+            for :func:`gae`.
         gamma: discount per step, in [0, 1].
         gae_lambda: in [0, 1].
 
@@ -151,7 +158,7 @@ def lambda_returns(
 
 
 def leave_one_out(weights: Tensor) -> Tensor:
-    """Mean of the *other* N - 1 entries: a baseline that its own action cannot see, hence without bias.
+    """Mean of the *other* N - 1 entries: a baseline that its own action cannot see, so no bias.
 
     Args:
         weights: ``[..., N]``, N >= 2 independent episodes along the last axis.
@@ -171,7 +178,9 @@ def leave_one_out(weights: Tensor) -> Tensor:
 
 
 def standardize(x: Tensor, valid: Tensor, epsilon: float = 1e-8) -> Tensor:
-    """(x - mean) / (std + epsilon) over the valid rows; std is the sample one (divisor n - 1), 0 for one row.
+    """(x - mean) / (std + epsilon) over the valid rows.
+
+    std is the sample one (divisor n - 1), 0 for one row.
 
     Args:
         x: any shape, e.g. ``[T, B]``.
@@ -181,7 +190,8 @@ def standardize(x: Tensor, valid: Tensor, epsilon: float = 1e-8) -> Tensor:
     Returns:
         Shape of ``x``, without unit.
 
-    Eq: 6.7. Source: as in Stable-Baselines3's PPO; it rescales and slightly turns the gradient (docs/theory).
+    Eq: 6.7. Source: as in Stable-Baselines3's PPO; it rescales and slightly turns the gradient
+    (docs/theory).
     """
     weight = valid.to(x.dtype)
     count = weight.sum()
@@ -193,7 +203,8 @@ def standardize(x: Tensor, valid: Tensor, epsilon: float = 1e-8) -> Tensor:
 def _discounted_sum(x: Tensor, carry: Tensor) -> Tensor:
     """Return g with g_t = x_t + carry_t g_{t+1} and g_T = 0, in log2(T) passes over whole tensors.
 
-    After the pass with shift s every row holds the sum over its next 2s rows and the product of their carries.
+    After the pass with shift s every row holds the sum over its next 2s rows and the product of
+    their carries.
     """
     total, shift = x, 1
     while shift < len(x):
