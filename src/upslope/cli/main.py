@@ -1,4 +1,4 @@
-"""``upslope``: find the command, run it, and say whatever happens in a sentence and an exit code."""
+"""``upslope``: find the command, run it, turn what happens into an exit code and a sentence."""
 
 from __future__ import annotations
 

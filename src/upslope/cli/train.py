@@ -122,7 +122,7 @@ def _train(asked: argparse.Namespace, algorithm: str, settings: dict[str, Any]) 
 
 
 def _algorithm(arguments: Sequence[str]) -> str:
-    """Look for ``--algo`` first, which decides what flags there are; a settings file may name it."""
+    """Look for ``--algo`` first, which decides what flags there are; a settings file may too."""
     found = "ppo"
     for i, argument in enumerate(arguments):
         flag, equals, value = argument.partition("=")

@@ -5,9 +5,13 @@ arguments of ``upslope.PPO(...)``, the flags of ``upslope train`` and ``config.j
 off these declarations. No torch is imported here, so help is instant.
 """
 
-from upslope.config.configs import CONFIGS, Config, PPOConfig, ReinforceConfig
+from upslope.config.base import Config
+from upslope.config.ppo import PPOConfig
 from upslope.config.presets import preset, preset_timesteps
+from upslope.config.reinforce import ReinforceConfig
 from upslope.config.settings import Schedule, parse_text, schedule_at
+
+CONFIGS: dict[str, type[Config]] = {"reinforce": ReinforceConfig, "ppo": PPOConfig}
 
 __all__ = [
     "CONFIGS",

@@ -24,6 +24,7 @@ def setting(
     choices: tuple[str, ...] | None = None,
     optional: bool = False,
     group: str = "algorithm",
+    source: str = "",
 ) -> Any:
     """Declare one field: ``kind`` is int, float, bool, choice, text, schedule, net_arch or mapping.
 
@@ -32,7 +33,7 @@ def setting(
     """
     metadata = {
         "doc": doc, "kind": kind, "low": low, "high": high, "above": above,
-        "choices": choices, "optional": optional, "group": group,
+        "choices": choices, "optional": optional, "group": group, "source": source,
     }  # fmt: skip
     if isinstance(default, (dict, list)):
         return field(default_factory=lambda: type(default)(default), metadata=metadata)
@@ -221,7 +222,7 @@ def _is_number(value: Any) -> bool:
 
 
 def is_device(name: str) -> bool:
-    """Tell whether ``name`` is a device in torch's spelling, or ``auto``; it need not exist here."""
+    """Tell whether ``name`` is ``auto`` or a device's name in torch; it need not exist here."""
     return name in ("auto", "cpu", "cuda", "mps") or (
         name.startswith("cuda:") and name[5:].isdigit()
     )

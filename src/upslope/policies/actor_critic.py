@@ -21,7 +21,7 @@ DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
 class Evaluation(NamedTuple):
-    """log pi(a|s), entropy and V(s) of each row, all ``[N]``, and the recurrent state after them."""
+    """log pi(a|s), entropy and V(s) of each row, all ``[N]``, and the recurrent state after."""
 
     log_prob: Tensor
     entropy: Tensor

@@ -1,4 +1,4 @@
-"""The Configs: every setting of every algorithm, declared once."""
+"""The settings that every algorithm has, each declared once."""
 
 from __future__ import annotations
 
@@ -58,15 +58,27 @@ class Config:
         kind="mapping",
         group="environment",
     )
-    gamma: float = setting(0.99, "discount per step", kind="float", low=0.0, high=1.0)
+    gamma: float = setting(
+        0.99,
+        "discount per step",
+        kind="float",
+        low=0.0,
+        high=1.0,
+        source="as in Stable-Baselines3",
+    )
     learning_rate: Schedule = setting(
         3e-4,
         "step size: a number, lin_X (linear to 0), or a callable of the progress remaining",
         kind="schedule",
         above=0.0,
+        source="as in Stable-Baselines3's PPO",
     )
     ent_coef: float = setting(
-        0.0, "weight of the entropy bonus, reward per nat", kind="float", low=0.0
+        0.0,
+        "weight of the entropy bonus, reward per nat",
+        kind="float",
+        low=0.0,
+        source="as in Stable-Baselines3",
     )
     max_grad_norm: float | None = setting(
         0.5,
@@ -74,18 +86,21 @@ class Config:
         kind="float",
         above=0.0,
         optional=True,
+        source="as in Stable-Baselines3",
     )
     norm_obs: bool = setting(
         False,
         "normalise observations by running statistics kept in the policy",
         kind="bool",
         group="normalisation",
+        source="as in Stable-Baselines3",
     )
     norm_reward: bool = setting(
         False,
         "divide rewards by the running spread of discounted returns",
         kind="bool",
         group="normalisation",
+        source="as in Stable-Baselines3",
     )
     clip_obs: float = setting(
         10.0,
@@ -93,6 +108,7 @@ class Config:
         kind="float",
         above=0.0,
         group="normalisation",
+        source="as in Stable-Baselines3's VecNormalize",
     )
     clip_reward: float = setting(
         10.0,
@@ -100,6 +116,7 @@ class Config:
         kind="float",
         above=0.0,
         group="normalisation",
+        source="as in Stable-Baselines3's VecNormalize",
     )
     warmup_steps: int = setting(
         1024,
@@ -107,9 +124,14 @@ class Config:
         kind="int",
         low=0,
         group="normalisation",
+        source="half a default rollout",
     )
     net_arch: Any = setting(
-        (64, 64), "hidden widths: 64,64 or pi=64,64;vf=128,128", kind="net_arch", group="network"
+        (64, 64),
+        "hidden widths: 64,64 or pi=64,64;vf=128,128",
+        kind="net_arch",
+        group="network",
+        source="as in Stable-Baselines3",
     )
     activation_fn: str = setting(
         "tanh",
@@ -117,12 +139,21 @@ class Config:
         kind="choice",
         choices=("tanh", "relu", "elu", "gelu", "silu"),
         group="network",
+        source="as in Stable-Baselines3",
     )
     shared_network: bool = setting(
-        False, "one trunk for actor and critic instead of two", kind="bool", group="network"
+        False,
+        "one trunk for actor and critic instead of two",
+        kind="bool",
+        group="network",
+        source="as in Stable-Baselines3",
     )
     ortho_init: bool = setting(
-        True, "orthogonal initial weights (torch's own otherwise)", kind="bool", group="network"
+        True,
+        "orthogonal initial weights (torch's own otherwise)",
+        kind="bool",
+        group="network",
+        source="as in Stable-Baselines3",
     )
     action_dist: str = setting(
         "gaussian",
@@ -138,6 +169,7 @@ class Config:
         low=-10.0,
         high=2.0,
         group="network",
+        source="as in Stable-Baselines3",
     )
     dtype: str = setting(
         "float32",
@@ -235,142 +267,3 @@ class Config:
     def to_json(self) -> dict[str, Any]:
         """Return the settings as JSON types; a callable schedule becomes its qualified name."""
         return {d.name: plain(getattr(self, d.name)) for d in dataclasses.fields(self)}
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReinforceConfig(Config):
-    """REINFORCE: one gradient step per batch of whole episodes (Williams 1992)."""
-
-    algorithm: ClassVar[str] = "reinforce"
-
-    learning_rate: Schedule = setting(
-        3e-3,
-        "step size: a number, lin_X (linear to 0), or a callable of the progress remaining",
-        kind="schedule",
-        above=0.0,
-    )
-    max_grad_norm: float | None = setting(
-        None,
-        "largest gradient norm, longer ones are scaled down",
-        kind="float",
-        above=0.0,
-        optional=True,
-    )
-    batch_episodes: int = setting(
-        16, "whole episodes per gradient step", kind="int", low=1, high=1_000_000
-    )
-    returns: str = setting(
-        "to-go",
-        "weight: return of the whole episode, or reward-to-go",
-        kind="choice",
-        choices=("episode", "to-go"),
-    )
-    baseline: str = setting(
-        "loo",
-        "subtracted from the weight: none, batch mean, leave-one-out mean, or a learned value",
-        kind="choice",
-        choices=("none", "mean", "loo", "value"),
-    )
-    critic_learning_rate: Schedule = setting(
-        3e-3, "step size of the value baseline's regression", kind="schedule", above=0.0
-    )
-    n_critic_updates: int = setting(
-        20, "regression steps per batch for the value baseline", kind="int", low=1, high=100_000
-    )
-    normalize_advantage: bool = setting(
-        False,
-        "standardise the weights over the batch (rescales and slightly turns the gradient)",
-        kind="bool",
-    )
-
-    def steps_per_iteration(self, episode_limit: int) -> int:
-        return self.batch_episodes * episode_limit
-
-    def check_together(self) -> None:
-        super().check_together()
-        if self.baseline == "loo" and self.batch_episodes < 2:
-            raise ConfigError(
-                "baseline=loo needs batch_episodes of at least 2: "
-                "raise --batch-episodes or take --baseline none"
-            )
-
-
-@dataclass(frozen=True, kw_only=True)
-class PPOConfig(Config):
-    """PPO: clipped surrogate, several epochs of minibatches per rollout (Schulman et al. 2017)."""
-
-    algorithm: ClassVar[str] = "ppo"
-
-    n_steps: int | None = setting(
-        None,
-        "steps per environment and rollout (derived: 2048 // n_envs)",
-        kind="int",
-        low=1,
-        high=10_000_000,
-        optional=True,
-    )
-    batch_size: int = setting(64, "rows per minibatch", kind="int", low=1, high=100_000_000)
-    n_epochs: int = setting(10, "passes over each rollout", kind="int", low=1, high=10_000)
-    gae_lambda: float = setting(0.95, "trace decay of GAE", kind="float", low=0.0, high=1.0)
-    clip_range: Schedule = setting(0.2, "clip of the probability ratio", kind="schedule", above=0.0)
-    clip_range_vf: Schedule | None = setting(
-        None,
-        "clip of the value's change, in units of (normalised) reward",
-        kind="schedule",
-        above=0.0,
-        optional=True,
-    )
-    vf_coef: float = setting(0.5, "weight of the value loss", kind="float", low=0.0)
-    target_kl: float | None = setting(
-        None,
-        "stop an update once a minibatch's approximate KL passes 1.5 times this, nats",
-        kind="float",
-        above=0.0,
-        optional=True,
-    )
-    normalize_advantage: bool = setting(True, "standardise advantages", kind="bool")
-    normalize_advantage_over: str = setting(
-        "minibatch",
-        "rows over which advantages are standardised",
-        kind="choice",
-        choices=("minibatch", "batch"),
-    )
-
-    def steps_per_iteration(self, episode_limit: int) -> int:
-        return (self.n_envs or 1) * (self.n_steps or 1)
-
-    def iterations_per_episode(self, episode_limit: int) -> int:
-        return -(-episode_limit // (self.n_steps or 1))
-
-    @property
-    def rows_per_step(self) -> int:
-        return self.batch_size
-
-    def for_other_environments(self) -> Self:
-        return dataclasses.replace(self, n_envs=None, n_steps=None)
-
-    def resolve(self, n_envs: int) -> Self:
-        n_steps = self.n_steps or max(1, 2048 // n_envs)
-        return dataclasses.replace(self, n_envs=n_envs, n_steps=n_steps)
-
-    def check_together(self) -> None:
-        super().check_together()
-        if (
-            self.normalize_advantage
-            and self.normalize_advantage_over == "minibatch"
-            and self.batch_size < 2
-        ):
-            raise ConfigError(
-                "batch_size=1 cannot be standardised: use at least 2, or --no-normalize-advantage"
-            )
-        if self.n_envs is None or self.n_steps is None:
-            return
-        rows = self.n_envs * self.n_steps
-        if self.batch_size > rows:
-            raise ConfigError(
-                f"batch_size={self.batch_size} is larger than the rollout of "
-                f"n_steps * n_envs = {rows} rows: use a batch_size in 1..{rows}"
-            )
-
-
-CONFIGS: dict[str, type[Config]] = {"reinforce": ReinforceConfig, "ppo": PPOConfig}
