@@ -200,6 +200,27 @@ def test_parameters_that_a_user_froze_do_not_move(part: str) -> None:
     assert {name for name, p in policy.named_parameters() if not p.requires_grad} == frozen
 
 
+@pytest.mark.parametrize("thawed", [False, True], ids=["frozen later", "thawed later"])
+@pytest.mark.parametrize("what", ["actor", "actor.0", "actor_head", "critic"])
+@pytest.mark.parametrize("actions", [BOX, DISCRETE], ids=["box", "discrete"])
+def test_freezing_between_updates_is_honoured_or_refused(
+    thawed: bool, what: str, actions: Any
+) -> None:
+    policy = policy_of(actions)
+    policy.get_submodule(what).requires_grad_(not thawed)
+    step = GradientStep(policy, regression)
+    step.run(rows(10), Minibatches.whole(10), {"learning_rate": 0.01})
+    policy.get_submodule(what).requires_grad_(thawed)
+    before = snapshot(policy)
+    trainable = {name for name, p in policy.named_parameters() if p.requires_grad}
+    try:
+        step.run(rows(10), Minibatches.whole(10), {"learning_rate": 0.01})
+    except ConfigError:
+        assert not moved(policy, before)
+    else:
+        assert moved(policy, before) == trainable
+
+
 # Parts
 
 
@@ -381,7 +402,9 @@ def test_a_minibatch_of_reset_rows_alone_is_no_failure(batch_size: int) -> None:
     """Likely for pairs; 90 rows in steps of 89 leave one row for the last step of an epoch."""
     envs = make_ledgers("next")
     policy = make_policy(envs)
-    learner = make_learner(PPOConfig(n_steps=30, batch_size=batch_size).resolve(3), policy)
+    learner = make_learner(
+        PPOConfig(n_steps=30, batch_size=batch_size, n_epochs=4).resolve(3), policy
+    )
     before = snapshot(policy)
     for iteration in range(4):
         rollout = learner.collect(envs)

@@ -338,7 +338,7 @@ def move_normaliser(policy: ActorCritic, rollout: Rollout) -> Rollout:
 def forbid(policy: ActorCritic, rollout: Rollout) -> Rollout:
     mask = torch.ones(20, 3, 3, dtype=torch.bool)
     mask[4, 1, (rollout.actions[4, 1] + 1) % 3] = False
-    return dataclasses.replace(rollout, mask=mask.view(60, 3))
+    return dataclasses.replace(rollout, mask=mask)
 
 
 def drop_out(policy: ActorCritic, rollout: Rollout) -> Rollout:
@@ -403,7 +403,7 @@ RUNS = {
         "CartPole-v1",
         {"activation_fn": "relu", "learning_rate": 0.02, "norm_reward": True},
     ),
-    "narrow": ("Pendulum-v1", {"log_std_init": -5.0}),
+    "narrow": ("Pendulum-v1", {"log_std_init": -5.0, "learning_rate": 3e-3}),
     "narrow, normalised": (
         "Pendulum-v1",
         {"log_std_init": -5.0, "norm_obs": True, "norm_reward": True, "activation_fn": "elu"},

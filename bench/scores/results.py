@@ -51,34 +51,41 @@ class Job:
 
     @property
     def settings_hash(self) -> str:
-        """Eight hexadecimal digits that change with any setting."""
+        """Eight hexadecimal digits that change with any setting, for the reader of the CSV."""
         return hashlib.sha256(self.settings_json.encode()).hexdigest()[:8]
 
-    @property
-    def key(self) -> tuple[str, ...]:
-        """What makes a line of the CSV this very run."""
+    def is_in(self, line: dict[str, str]) -> bool:
+        """Whether a line is this very run; a setting that it does not name is at its default."""
         row = self.row
         named = (row.env, row.algo, self.setting, str(self.seed), str(row.steps))
-        return (*named, self.settings_hash)
+        if tuple(line[name] for name in ("env", "algo", "setting", "seed", "steps")) != named:
+            return False
+        then = Job(row, "plain", self.seed).settings | json.loads(line["settings"])
+        return all(then[name] == value for name, value in json.loads(self.settings_json).items())
 
     def __str__(self) -> str:
         return f"{self.row.name} {self.setting} seed {self.seed}"
 
 
-def read(path: Path = PATH) -> dict[tuple[str, ...], dict[str, str]]:
-    """Return the finished runs by :attr:`Job.key`; of equal ones the last line counts."""
+def read(path: Path = PATH) -> list[dict[str, str]]:
+    """Return the finished runs in the order of their lines."""
     if not path.exists():
-        return {}
+        return []
     with path.open(newline="") as file:
-        lines = [line for line in csv.DictReader(file) if line["date"]]
-    names = ("env", "algo", "setting", "seed", "steps", "settings_hash")
-    return {tuple(line[name] for name in names): line for line in lines}
+        return [line for line in csv.DictReader(file) if line["date"]]
+
+
+def find(job: Job, lines: list[dict[str, str]]) -> dict[str, str] | None:
+    """Return the last line that holds this run with today's settings."""
+    return next((line for line in reversed(lines) if job.is_in(line)), None)
 
 
 def append(record: dict[str, Any], path: Path = PATH) -> None:
-    """Add one line and flush it; the first also writes the header."""
+    """Add one line and flush it; the first also writes the header, a torn last line is ended."""
     is_new = not path.exists() or path.stat().st_size == 0
+    is_torn = not is_new and not path.read_bytes().endswith(b"\n")
     with path.open("a", newline="") as file:
+        file.write("\n" if is_torn else "")
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         if is_new:
             writer.writeheader()
@@ -88,5 +95,5 @@ def append(record: dict[str, Any], path: Path = PATH) -> None:
 
 def unfinished(jobs: Iterable[Job], path: Path = PATH) -> list[Job]:
     """Return the jobs that the CSV does not hold with today's settings."""
-    finished = read(path)
-    return [job for job in jobs if job.key not in finished]
+    lines = read(path)
+    return [job for job in jobs if find(job, lines) is None]

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from results import PATH, SETTINGS, Job, read
+from results import PATH, SETTINGS, Job, find, read
 from rows import METRICS, ROWS, Row
 
 SEEDS = range(100)
@@ -37,7 +37,7 @@ def main() -> int:
     return 0
 
 
-def table(finished: dict[tuple[str, ...], dict[str, str]]) -> str:
+def table(finished: list[dict[str, str]]) -> str:
     """The Markdown: two lines a row, tuned settings first, of the runs with today's settings."""
     lines = [HEAD, ("---",) * len(HEAD)]
     for row in ROWS:
@@ -50,11 +50,9 @@ def table(finished: dict[tuple[str, ...], dict[str, str]]) -> str:
     return f"{body}\n\n{notes}\n`reached` compares the mean of the seeds with the figures.\n"
 
 
-def scores_of(
-    row: Row, setting: str, finished: dict[tuple[str, ...], dict[str, str]]
-) -> dict[int, float]:
+def scores_of(row: Row, setting: str, finished: list[dict[str, str]]) -> dict[int, float]:
     """Seed -> score of the runs in the CSV; a run in which no episode finished scores NaN."""
-    lines = {seed: finished.get(Job(row, setting, seed).key) for seed in SEEDS}
+    lines = {seed: find(Job(row, setting, seed), finished) for seed in SEEDS}
     return {
         seed: float(line[row.metric] or "nan") for seed, line in lines.items() if line is not None
     }

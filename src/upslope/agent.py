@@ -9,20 +9,20 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
 from upslope.algorithms import make_learner
+from upslope.arguments import as_list, check_spaces, features_of, make_config
 from upslope.callbacks import Callback, CallbackList
-from upslope.config import CONFIGS, Config, preset
+from upslope.config import Config, whole_number
 from upslope.envs.make import EnvLike, Source, find_environment, make_environments
 from upslope.errors import ConfigError, ModelFileError
 from upslope.evaluation import Sample, Score, evaluate
 from upslope.interrupts import Interrupted, interrupts
 from upslope.policies.actor_critic import ActorCritic
 from upslope.policies.encoders import FeaturesFactory
-from upslope.policies.make import find_device, make_policy
+from upslope.policies.make import check_readable, find_device, make_policy
 from upslope.runs.policy_file import load_model, save_model
 from upslope.seeding import SeedTree
 from upslope.training import Event, Training
@@ -85,7 +85,9 @@ class Agent:
             )
         source = find_environment(env)
         config = make_config(self.algorithm, source, preset, settings)
-        self._features = _features_of(policy)
+        self._features = features_of(policy)
+        if not isinstance(run_dir, (str, os.PathLike, type(None))):
+            raise ConfigError(f"run_dir={run_dir!r} is no path: give a string or a pathlib.Path")
         self.run_dir = None if run_dir is None else Path(run_dir)
         self._begin(source, config, None)
         _ = self.training  # made now, so that whatever is wrong with the environment is said now
@@ -111,11 +113,12 @@ class Agent:
                 max_episode_steps=config.max_episode_steps,
                 env_kwargs=config.env_kwargs,
                 log_info=config.log_info,
+                accept=check_readable,
             )
             self.config = config = config.resolve(envs.n_envs)
             spaces = (envs.observation_space, envs.action_space)
             if hasattr(self, "policy"):
-                _check_spaces(self.policy, *spaces)
+                check_spaces(self.policy, *spaces)
             else:
                 policy = make_policy(config, *spaces, self._features)
                 self.policy = policy.to(find_device(config.device))
@@ -158,17 +161,12 @@ class Agent:
             EnvironmentFaultError, NonFiniteError: the policy is then that of the last whole
                 iteration.
         """
-        if (
-            isinstance(total_timesteps, bool)
-            or int(total_timesteps) != total_timesteps
-            or total_timesteps < 1
-        ):
-            raise ConfigError(f"total_timesteps={total_timesteps!r} is not a whole number >= 1")
+        total_timesteps = whole_number("total_timesteps", total_timesteps)
         training = self.training
         if reset_num_timesteps:
             training.timesteps = 0
-        goal = training.timesteps + int(total_timesteps)
-        calls = _as_list(callback)
+        goal = training.timesteps + total_timesteps
+        calls = as_list(callback)
         with contextlib.ExitStack() as stack:
             if progress_bar:
                 from upslope.runs.live import LiveProgress
@@ -179,10 +177,10 @@ class Agent:
 
                 calls.append(stack.enter_context(RunDirectory.create(self.run_dir, self, goal)))
             interrupted = stack.enter_context(interrupts())
-            calls = CallbackList(calls)
+            call_all = CallbackList(calls)
 
             def on_iteration(event: Event) -> bool:
-                goes_on = calls(event)
+                goes_on = call_all(event)
                 if interrupted:
                     raise Interrupted(interrupted[0])
                 return goes_on
@@ -216,7 +214,13 @@ class Agent:
             ConfigError: if the observation does not have the space's shape.
         """
         shape = self.policy.observation_space.shape or ()
-        obs = np.asarray(observation)
+        try:
+            obs = np.asarray(observation)
+        except ValueError:
+            raise ConfigError(
+                f"the observation is no array of shape {shape}: give what env.step returns first, "
+                "or the first of the pair that env.reset returns"
+            ) from None
         single = obs.shape == shape
         if not single and obs.shape[1:] != shape:
             raise ConfigError(
@@ -244,8 +248,6 @@ class Agent:
             seed: of environments and actions; by default one derived from the run's seed.
             progress: told how many episodes have finished, up to ``2 * n_episodes``.
         """
-        if n_episodes < 1:
-            raise ConfigError(f"n_episodes={n_episodes} must be at least 1")
         sampled = self.evaluate_one_way(
             n_episodes, seed=seed, deterministic=False, progress=progress
         )
@@ -262,6 +264,7 @@ class Agent:
         progress: Callable[[int], None] | None = None,
     ) -> Sample:
         """Evaluate with either sampled or deterministic actions; see :meth:`evaluate`."""
+        n_episodes = whole_number("n_episodes", n_episodes)
         config, source = self.config, self._needed_source()
         given = source.instance is not None
         envs = make_environments(
@@ -284,7 +287,9 @@ class Agent:
                 envs.close()
 
     def _evaluation_seed(self, seed: int | None) -> int:
-        return SeedTree(self.config.seed).integer("evaluation") if seed is None else seed
+        if seed is None:
+            return SeedTree(self.config.seed).integer("evaluation")
+        return whole_number("seed", seed, low=0)
 
     def save(self, path: str | os.PathLike[str], evaluation: Score | None = None) -> None:
         """Write one model file: weights, normaliser, spaces, settings, and the score where given.
@@ -316,10 +321,16 @@ class Agent:
 
     def set_env(self, env: EnvLike) -> None:
         """Go on with another environment of the same spaces."""
-        self.close()
         config = self.config if isinstance(env, str) else self.config.for_other_environments()
-        self._begin(find_environment(env), config, self.policy)
-        _ = self.training
+        before = (self.source, self.config, self._training)
+        try:
+            self._begin(find_environment(env), config, self.policy)
+            _ = self.training
+        except Exception:
+            self.source, self.config, self._training = before
+            raise
+        if before[2] is not None:
+            before[2].envs.close()
 
     def get_env(self) -> Any:
         """Return the environments that training steps."""
@@ -378,45 +389,3 @@ def load(
     if env is not None:
         _ = agent.training
     return agent
-
-
-def make_config(
-    algorithm: str, source: Source, wanted: str | None, settings: dict[str, Any]
-) -> Config:
-    """Return the config of keyword arguments over a preset (``"auto"``) over the plain defaults."""
-    if wanted not in (None, "auto", "none"):
-        raise ConfigError(f"preset={wanted!r} is not one of auto, none")
-    tuned = preset(source.id or "", algorithm) if wanted == "auto" else {}
-    taken = {"preset": "auto"} if tuned else {}
-    return CONFIGS[algorithm].from_settings(tuned | settings | taken)
-
-
-def _features_of(policy: str | FeaturesFactory) -> FeaturesFactory | None:
-    if policy == "MlpPolicy":
-        return None
-    if isinstance(policy, str) or not callable(policy):
-        raise ConfigError(
-            f"policy={policy!r} is not known: use 'MlpPolicy', "
-            "or a factory observation_space -> torch.nn.Module"
-        )
-    return policy
-
-
-def _check_spaces(
-    policy: ActorCritic, observations: gym.Space[Any], actions: gym.Space[Any]
-) -> None:
-    for what, recorded, given in (
-        ("observation", policy.observation_space, observations),
-        ("action", policy.action_space, actions),
-    ):
-        if recorded != given:
-            raise ModelFileError(
-                f"the model's {what} space is {recorded} but the environment's is {given}: "
-                "give an environment of the same spaces"
-            )
-
-
-def _as_list(callback: Callback | Sequence[Callback] | None) -> list[Any]:
-    if callback is None:
-        return []
-    return list(callback) if isinstance(callback, Sequence) else [callback]

@@ -27,7 +27,7 @@ class UnsupportedSpaceError(ConfigError):
 
 
 class StaleRolloutError(UpslopeError, RuntimeError):
-    """Data that the current policy did not collect; policy gradients need their own (docs/theory)."""
+    """Data the current policy did not collect; policy gradients are on-policy (docs/theory)."""
 
     exit_code = 2
 

@@ -10,7 +10,7 @@ from gymnasium.vector import VectorEnv
 from upslope.agent import Agent
 from upslope.envs.make import EnvLike, find_environment, make_environments
 from upslope.errors import ConfigError
-from upslope.policies.actor_critic import ActorCritic
+from upslope.policies.make import check_readable
 
 
 def make_vec_env(
@@ -65,7 +65,8 @@ def check_env(env: gym.Env[Any, Any], warn: bool = True) -> None:
     """
     from gymnasium.utils.env_checker import check_env as gymnasium_check
 
-    if isinstance(env, VectorEnv):
-        raise ConfigError("check_env takes a single environment, not a VectorEnv")
+    if not isinstance(env, gym.Env):
+        what = "a VectorEnv" if isinstance(env, VectorEnv) else repr(env)
+        raise ConfigError(f"check_env takes a single gymnasium.Env, not {what}")
+    check_readable(env.observation_space, env.action_space)
     gymnasium_check(env.unwrapped, skip_render_check=True)
-    ActorCritic(env.observation_space, env.action_space)

@@ -186,9 +186,16 @@ class FlatParameters:
         parameters = dict(policy.named_parameters())
         _share_one_vector([parameters[name] for name in policy.part_names("all")])
         self._held = [parameters[name] for name in names]
-        self._constants = [p for name, p in parameters.items() if name not in set(names)]
-        self._owners = [policy.get_submodule(name.rpartition(".")[0])._parameters for name in names]
-        self._keys = [name.rpartition(".")[2] for name in names]
+        self._constants = [
+            p for name, p in parameters.items() if p.requires_grad and name not in set(names)
+        ]
+        place = {id(parameter): i for i, parameter in enumerate(self._held)}
+        self._slots = [  # where a module looks a parameter up; a tied one is looked up in several
+            (module._parameters, key, place[id(parameter)])
+            for module in policy.modules()
+            for key, parameter in module._parameters.items()
+            if id(parameter) in place
+        ]
         self._sizes = [parameter.numel() for parameter in self._held]
         first = self._held[0].detach()
         self.vector = first.as_strided((sum(self._sizes),), (1,), first.storage_offset())
@@ -200,14 +207,12 @@ class FlatParameters:
         for constant in self._constants:
             constant.requires_grad_(False)
         try:
-            for owner, key, held, piece in zip(
-                self._owners, self._keys, self._held, pieces, strict=True
-            ):
-                owner[key] = piece.view(held.shape)
+            for owner, key, i in self._slots:
+                owner[key] = pieces[i].view(self._held[i].shape)
             yield
         finally:
-            for owner, key, held in zip(self._owners, self._keys, self._held, strict=True):
-                owner[key] = held
+            for owner, key, i in self._slots:
+                owner[key] = self._held[i]
             for constant in self._constants:
                 constant.requires_grad_(True)
 

@@ -18,6 +18,8 @@ from upslope.policies.distributions import Distribution
 from upslope.theory.diagnostics import ratio_tolerance
 from upslope.trees import Tree, concatenate, flatten_time, leaves, map_tree, to_torch
 
+USUAL_INPUT = 10.0  # what normalised observations are clipped to
+
 
 @dataclass(frozen=True)
 class Rollout:
@@ -94,6 +96,8 @@ def collect(
     """
     if (n_steps is None) == (n_episodes is None):
         raise ConfigError("collect takes either n_steps or n_episodes: give exactly one of them")
+    if (n_steps or n_episodes or 0) < 1:
+        raise ConfigError(f"collect was asked for {n_steps or n_episodes or 0}: ask for at least 1")
     actor = make_actor(policy, envs.n_envs)
     noise: RolloutNoise | EpisodeNoise
     if n_episodes is None:
@@ -134,10 +138,11 @@ def evaluate_rollout(policy: ActorCritic, rollout: Rollout) -> EvaluatedRollout:
         )
         inputs = map_tree(lambda x: x[: steps * n_envs], prepared)
         outputs, _ = policy.outputs(inputs)
-        distribution = policy.actions.distribution(outputs, rollout.mask)
+        mask = None if rollout.mask is None else rollout.mask.flatten(0, 1)
+        distribution = policy.actions.distribution(outputs, mask)
         log_prob = distribution.log_prob(flatten_time(rollout.actions)).view(steps, n_envs)
         values = policy.values(prepared)
-    _check_ratio(rollout, log_prob, distribution)
+    _check_ratio(rollout, log_prob, distribution, inputs)
     grid = values[: steps * n_envs].view(steps, n_envs)
     next_values = torch.cat([grid[1:], values[None, steps * n_envs : steps * n_envs + n_envs]])
     next_values[rollout.final_rows[:, 0], rollout.final_rows[:, 1]] = values[
@@ -158,10 +163,17 @@ def check_fresh(policy: ActorCritic, rollout: Rollout) -> None:
         )
 
 
-def _check_ratio(rollout: Rollout, log_prob: Tensor, distribution: Distribution) -> None:
-    """Hold the update's log-probabilities to the collector's: the ratio must start at 1."""
+def _check_ratio(
+    rollout: Rollout, log_prob: Tensor, distribution: Distribution, inputs: Tree
+) -> None:
+    """Hold the update's log-probabilities to the collector's: the ratio must start at 1.
+
+    Inputs far beyond the usual size round more in the first layer, so they widen the tolerance.
+    """
     gap = ((log_prob - rollout.log_prob).abs() * rollout.valid).max()
     tolerance = ratio_tolerance(*distribution.rounding(flatten_time(rollout.actions)))
+    largest = max(float(leaf.abs().max()) for leaf in leaves(inputs))
+    tolerance = tolerance * max(1.0, largest / USUAL_INPUT)
     if not gap <= tolerance:
         raise StaleRolloutError(
             f"log-probabilities of the collected actions differ by {float(gap):.2e} between "
@@ -209,7 +221,7 @@ class EpisodeNoise:
         for i in np.flatnonzero((block >= self._drawn) & (self._number >= 0)):
             self._blocks[i] = self._actions.draw_noise(self._streams[i], (self.BLOCK,))
             self._drawn[i] += 1
-        return self._blocks[self._slots, column]  # type: ignore[no-any-return]
+        return self._blocks[self._slots, column]
 
 
 class _Recorder:
@@ -303,7 +315,7 @@ class _Recorder:
         }
 
         def enlarge(like: NDArray[Any], held: NDArray[Any] | None = None) -> NDArray[Any]:
-            array = np.empty((capacity, *like.shape), like.dtype)
+            array = np.zeros((capacity, *like.shape), like.dtype)
             if held is not None:
                 array[: len(held)] = held
             return array

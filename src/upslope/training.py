@@ -138,7 +138,7 @@ class Training:
         self.log_every = self.config.log_interval or max(1, planned // ROWS_PER_RUN)
 
     def _warm_up(self) -> None:
-        """Fill the normalisers before the first iteration; its steps count, its episodes are cut."""
+        """Fill the normalisers before the first iteration; steps count, episodes are cut."""
         policy, steps = self.policy, self.config.warmup_steps
         if steps and (policy.obs_normalizer is not None or policy.reward_normalizer is not None):
             with self.phase("acting"):

@@ -45,7 +45,9 @@ def concatenate(trees: Sequence[Tree]) -> Tree:
 
 def to_torch(tree: Tree, device: torch.device) -> Tree:
     """Turn a numpy tree into tensors on ``device`` (without a copy on the CPU), dtypes kept."""
-    return map_tree(lambda x: torch.from_numpy(np.ascontiguousarray(x)).to(device), tree)
+    return map_tree(
+        lambda x: torch.from_numpy(np.require(x, requirements=["C", "W"])).to(device), tree
+    )
 
 
 def flatten_time(tree: Tree) -> Tree:

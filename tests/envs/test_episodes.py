@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from functools import partial
 from typing import Any
 
 import gymnasium as gym
@@ -10,11 +11,12 @@ import ledger
 import numpy as np
 import pytest
 import torch
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from ledger import KINDS, act_by_observation, make_ledgers, make_policy
 from transcript import advantages_by_hand, advantages_of_ppo, transitions
 
 from upslope.envs import episodes
-from upslope.envs.engines import SyncEngine
+from upslope.envs.engines import SyncEngine, VectorEngine
 from upslope.envs.episodes import Environments
 from upslope.errors import EnvironmentFaultError
 from upslope.rollout import collect, evaluate_rollout
@@ -178,8 +180,9 @@ def test_engines_give_equal_transitions_and_advantages() -> None:
             assert other[key][1] == pytest.approx(reference[key][1], abs=1e-12), (name, key)
 
 
-def test_box_actions_reach_the_environment_in_its_units_and_bounds() -> None:
-    _, [(rollout, _)] = record("plain", rollouts=1, n_steps=60, box=True)
+@pytest.mark.parametrize("kind", ["plain", "next"])
+def test_box_actions_reach_the_environment_in_its_units_and_bounds(kind: str) -> None:
+    _, [(rollout, _)] = record(kind, rollouts=1, n_steps=60, box=True)
     clipped = 0
     for row in transitions(rollout):
         e, t = ledger.read(row.obs)
@@ -214,6 +217,29 @@ def test_info_of_an_episode_is_that_of_its_last_row() -> None:
         assert all(episode.info == {} for episode in rollout.episodes), kind
 
 
+class NaNWhileResetting(SyncVectorEnv):
+    """Puts no number where there is nothing to say."""
+
+    def step(self, actions: Any) -> Any:
+        resetting = self._autoreset_envs.copy()
+        obs, rewards, *rest = super().step(actions)
+        return obs, np.where(resetting, np.nan, rewards), *rest
+
+
+def test_a_nan_in_a_reset_row_reaches_nothing() -> None:
+    def run(kind: type[SyncVectorEnv]) -> Any:
+        makers = [partial(ledger.Ledger, slot=i) for i in range(2)]
+        vector = kind(makers, autoreset_mode=AutoresetMode.NEXT_STEP)
+        engine = VectorEngine(lambda _: vector, name="vector", seeds_episodes=True)
+        envs = Environments(engine, SeedTree(0))
+        policy = make_policy(envs)
+        rollout = collect(envs, policy, n_steps=30)
+        evaluated = evaluate_rollout(policy, rollout)
+        return rollout.episodes, advantages_of_ppo(policy, rollout, evaluated, GAMMA, LAMBDA)
+
+    assert run(NaNWhileResetting) == run(SyncVectorEnv)
+
+
 # Numbered whole episodes
 
 
@@ -232,7 +258,7 @@ def facts(rollouts: Any) -> set[tuple[int, float, int]]:
 def test_numbered_episodes_do_not_depend_on_slots_or_processes() -> None:
     reference = facts(numbered("plain", n_envs=1, n_episodes=25, batches=2))
     assert {number for number, _, _ in reference} == set(range(50))
-    for kind, n_envs in itertools.product(("plain", "async", "disabled"), (3, 8)):
+    for kind, n_envs in (("plain", 3), ("plain", 8), ("async", 3), ("disabled", 8)):
         assert facts(numbered(kind, n_envs, n_episodes=25, batches=2)) == reference, (kind, n_envs)
     assert facts(numbered("plain", 3, n_episodes=25, seed=1, batches=2)) != reference
 

@@ -70,7 +70,7 @@ def ends(e: int, t: int) -> tuple[bool, bool]:
 
 
 class Ledger(gym.Env):
-    """Plays episode ``seed``; with a ``slot``, ``1000 slot, 1000 slot + 1, ...`` whatever the seeds.
+    """Plays episode ``seed``; with a ``slot``, ``1000 slot``, ``1000 slot + 1``, ... instead.
 
     ``alias``: hands out one buffer again and again, as some simulators do. ``box``: Box actions.
     """

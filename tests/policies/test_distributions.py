@@ -244,6 +244,19 @@ def test_sampled_actions_have_the_log_probability_of_their_noise() -> None:
     close(actions.distribution(means).log_prob(drawn).detach(), expected)
 
 
+def test_rounding_names_what_the_log_probability_hangs_on() -> None:
+    """The arguments of ratio_tolerance: z, mean, sigma, or the logits between ones."""
+    mean, log_std, actions = normal(4, 3), normal(3, seed=1), normal(4, 3, seed=2)
+    z, centre, sigma = DiagonalGaussian(mean, log_std).rounding(actions)
+    close(sigma, log_std.exp())
+    close(centre + sigma * z, actions)
+    close(centre, mean)
+    amplified, logits, unit = Categorical(mean).rounding(torch.zeros(4, dtype=torch.int64))
+    close(logits, mean)
+    assert (amplified == 1).all()
+    assert (unit == 1).all()
+
+
 def test_log_std_starts_as_asked_and_stays_inside_its_range() -> None:
     actions = gaussian_actions(box(-1, 1, (3,)))
     assert (actions.log_std == -0.5).all()
@@ -294,7 +307,6 @@ def test_a_range_too_wide_to_be_meant_keeps_its_units() -> None:
     assert actions.to_env(np.array([[3.0]], np.float32)).tolist() == [[3.0]]
 
 
-@pytest.mark.xfail(reason="high - low overflows with a warning")
 def test_bounds_at_the_limits_of_float64_count_as_unbounded() -> None:
     limit = np.finfo(np.float64).max
     actions = gaussian_actions(box(-limit, limit, (1,), np.float64))

@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save, save_file
 
 from upslope.errors import ModelFileError
-from upslope.runs import model_file
+from upslope.runs import model_file, safetensors_header
 from upslope.runs.model_file import read_header, read_model, write_model
 
 HEADER = {
@@ -533,15 +533,15 @@ class TestHostileFiles:
         assert f"claims {length} bytes and the whole file has {len(good)}" in refusal(path)
 
     def test_caps(self, path: Path, good: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(model_file, "MAX_FILE_BYTES", len(good))
-        monkeypatch.setattr(model_file, "MAX_HEADER_BYTES", head_length(good) - 8)
+        monkeypatch.setattr(safetensors_header, "MAX_FILE_BYTES", len(good))
+        monkeypatch.setattr(safetensors_header, "MAX_HEADER_BYTES", head_length(good) - 8)
         read_model(path)
-        monkeypatch.setattr(model_file, "MAX_FILE_BYTES", len(good) - 1)
+        monkeypatch.setattr(safetensors_header, "MAX_FILE_BYTES", len(good) - 1)
         assert f"the most is {len(good) - 1}" in refusal(path)
         with pytest.raises(ModelFileError, match="the most is"):
             write_model(path, HEADER, TENSORS)
-        monkeypatch.setattr(model_file, "MAX_FILE_BYTES", len(good))
-        monkeypatch.setattr(model_file, "MAX_HEADER_BYTES", head_length(good) - 9)
+        monkeypatch.setattr(safetensors_header, "MAX_FILE_BYTES", len(good))
+        monkeypatch.setattr(safetensors_header, "MAX_HEADER_BYTES", head_length(good) - 9)
         assert "its header claims" in refusal(path)
         with pytest.raises(ModelFileError, match="the most is"):
             write_model(path, HEADER, TENSORS)
@@ -600,11 +600,11 @@ class Recorder(io.FileIO):
 
 class TestFormats:
     def test_newer(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(model_file, "FORMAT", 3)
-        monkeypatch.setattr(model_file, "_version", lambda: "9.8.7")
+        monkeypatch.setattr(safetensors_header, "FORMAT", 3)
+        monkeypatch.setattr(safetensors_header, "_version", lambda: "9.8.7")
         write_model(path, HEADER, TENSORS)
-        monkeypatch.setattr(model_file, "FORMAT", 1)
-        monkeypatch.setattr(model_file, "_version", lambda: "1.0.0")
+        monkeypatch.setattr(safetensors_header, "FORMAT", 1)
+        monkeypatch.setattr(safetensors_header, "_version", lambda: "1.0.0")
         expected = (
             "written by upslope 9.8.7 (format 3) and this is upslope 1.0.0, which reads up to"
             " format 1; upgrade upslope"
@@ -624,12 +624,12 @@ class TestFormats:
     def test_older_is_migrated_step_by_step(
         self, path: Path, good: bytes, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(model_file, "FORMAT", 3)
+        monkeypatch.setattr(safetensors_header, "FORMAT", 3)
         steps = {
             1: lambda header: {**header, "trail": ["one"]},
             2: lambda header: {**header, "trail": [*header["trail"], "two"]},
         }
-        monkeypatch.setattr(model_file, "MIGRATIONS", steps)
+        monkeypatch.setattr(safetensors_header, "MIGRATIONS", steps)
         header, tensors = read_model(path)
         assert header["trail"] == ["one", "two"]
         assert header["format"] == 3
@@ -638,7 +638,7 @@ class TestFormats:
     def test_older_without_a_migration(
         self, path: Path, good: bytes, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(model_file, "FORMAT", 2)
+        monkeypatch.setattr(safetensors_header, "FORMAT", 2)
         assert "has format 1, which upslope" in refusal(path)
 
 

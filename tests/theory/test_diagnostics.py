@@ -86,7 +86,6 @@ def test_explained_variance_of_targets_that_do_not_vary_is_undefined() -> None:
     assert explained_variance(values[:1], values[:1], valid[:1]).isnan()
 
 
-@pytest.mark.xfail(reason="the spread of equal targets is their mean's rounding, not 0")
 @pytest.mark.parametrize(
     ("dtype", "constant"),
     [

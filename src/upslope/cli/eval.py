@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -62,7 +63,7 @@ def load_run(run: str, env: str | None, **settings: Any) -> tuple[Agent, Path]:
     path = Path(run)
     if path.is_dir():
         path = path / "model.safetensors"
-    if not path.exists():
+    if not os.path.exists(path):
         raise ConfigError(
             f"{run} is no run directory with a model.safetensors and no model file: check the path"
         )
@@ -70,14 +71,13 @@ def load_run(run: str, env: str | None, **settings: Any) -> tuple[Agent, Path]:
     from upslope.agent import load
     from upslope.runs.model_file import read_header
 
-    recorded = read_header(path)["environment"]
     try:
         agent = load(path, env, **settings)
         if agent.source is None:
+            recorded = read_header(path)["environment"]["name"]
             raise ConfigError(
-                f"{path} was trained on {recorded['name']}, "
-                "which is not imported because a file says so: "
-                f"add --env {recorded['name'] if ':' in recorded['name'] else 'FILE.py:FACTORY'}"
+                f"{path} was trained on {recorded}, which is not imported because a file says so: "
+                f"add --env {recorded if ':' in recorded else 'FILE.py:FACTORY'}"
             )
     except ConfigError as error:
         if "features factory" in str(error):

@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from importlib import import_module
 
@@ -41,8 +42,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     except UpslopeError as error:
         if debug:
-            raise
-        print(f"upslope: {error}", file=sys.stderr)
+            traceback.print_exc()
+        else:
+            print(f"upslope: {error}", file=sys.stderr)
         return error.exit_code
     finally:
         _flush()

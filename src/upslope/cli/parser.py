@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
@@ -37,7 +38,7 @@ class Parser(argparse.ArgumentParser):
 
     def parse(self, arguments: Sequence[str]) -> argparse.Namespace:
         """Parse, naming an unknown flag and the nearest one."""
-        spelled = [_with_hyphens(argument) for argument in arguments]
+        spelled = _with_values([_with_hyphens(argument) for argument in arguments])
         namespace, unknown = self.parse_known_args(spelled)
         if unknown:
             flags = [flag for action in self._actions for flag in action.option_strings]
@@ -143,6 +144,18 @@ def _with_hyphens(argument: str) -> str:
         return argument
     flag, equals, value = argument.partition("=")
     return flag.replace("_", "-") + equals + value
+
+
+def _with_values(arguments: Sequence[str]) -> list[str]:
+    """Join a flag with the negative number after it, which argparse may take for a flag."""
+    joined: list[str] = []
+    for argument in arguments:
+        is_number = re.fullmatch(r"-(\d|\.\d|inf|nan).*", argument) is not None
+        if is_number and joined and joined[-1].startswith("--") and "=" not in joined[-1]:
+            joined[-1] += f"={argument}"
+        else:
+            joined.append(argument)
+    return joined
 
 
 def _pair(text: str) -> tuple[str, Any]:

@@ -132,7 +132,7 @@ def _algorithm(arguments: Sequence[str]) -> str:
             break
         if flag == "--config":
             found = _read(following).get("algo", found)
-    if found not in CONFIGS:
+    if not isinstance(found, str) or found not in CONFIGS:
         raise ConfigError(
             f"--algo {found} is not one of {', '.join(CONFIGS)}{did_you_mean(str(found), CONFIGS)}"
         )

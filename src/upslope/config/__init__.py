@@ -9,7 +9,7 @@ from upslope.config.base import Config
 from upslope.config.ppo import PPOConfig
 from upslope.config.presets import preset, preset_timesteps
 from upslope.config.reinforce import ReinforceConfig
-from upslope.config.settings import Schedule, parse_text, schedule_at
+from upslope.config.settings import Schedule, parse_text, schedule_at, whole_number
 
 CONFIGS: dict[str, type[Config]] = {"reinforce": ReinforceConfig, "ppo": PPOConfig}
 
@@ -23,4 +23,5 @@ __all__ = [
     "preset",
     "preset_timesteps",
     "schedule_at",
+    "whole_number",
 ]

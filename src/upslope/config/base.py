@@ -256,7 +256,7 @@ class Config:
         raise NotImplementedError
 
     def iterations_per_episode(self, episode_limit: int) -> int:
-        """Iterations that an episode of ``episode_limit`` steps runs through, 0 if it stays in one."""
+        """Iterations an episode of ``episode_limit`` steps runs through, 0 if it stays in one."""
         return 0
 
     @property

@@ -50,11 +50,17 @@ def schedule_at(schedule: Schedule, progress_remaining: float) -> float:
         return float(schedule.removeprefix("lin_")) * progress_remaining
     if not callable(schedule):
         return schedule
-    value = schedule(progress_remaining)
+    try:
+        value = schedule(progress_remaining)
+    except Exception as error:
+        raise ConfigError(
+            f"the schedule {plain(schedule)['callable']} raised {type(error).__name__}: {error}; "
+            "it is called with the progress remaining, from 1 to 0"
+        ) from error
     if not _is_number(value) or not 0 <= value < math.inf:
         raise ConfigError(
-            f"the schedule {plain(schedule)} returned {value!r} at {progress_remaining:.3f}: "
-            "it must return a finite number >= 0"
+            f"the schedule {plain(schedule)['callable']} returned {value!r} at "
+            f"{progress_remaining:.3f}: it must return a finite number >= 0"
         )
     return float(value)
 
@@ -69,7 +75,8 @@ def parse_text(declared: dataclasses.Field[Any], text: str) -> Any:
         return None
     try:
         if kind == "int":
-            return int(text.replace("_", "")) if "e" not in text.lower() else int(float(text))
+            number = float(text) if "e" in text.lower() else int(text.replace("_", ""))
+            return int(number) if number == int(number) else text
         if kind in ("float", "schedule"):
             return float(text)
     except (ValueError, OverflowError):
@@ -86,7 +93,7 @@ def checked(declared: dataclasses.Field[Any], value: Any) -> Any:
         return None
     try:
         return _CHECKS[rule["kind"]](rule, value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise ConfigError(
             f"{declared.name}={value!r} is not {_expected(rule)}: {rule['doc']}"
         ) from None
@@ -109,7 +116,7 @@ def _check_schedule(rule: Mapping[str, Any], value: Any) -> Schedule:
         return value  # type: ignore[no-any-return]
     if isinstance(value, str):
         start = _check_float(rule, float(value.removeprefix("lin_")))
-        return f"lin_{start:g}" if value.startswith("lin_") else start
+        return f"lin_{start!r}" if value.startswith("lin_") else start
     return _check_float(rule, value)
 
 
@@ -177,7 +184,7 @@ def _check_net_arch(rule: Mapping[str, Any], value: Any) -> Any:
 
 def _widths(value: Any) -> tuple[int, ...]:
     parts = [part for part in value.split(",") if part] if isinstance(value, str) else list(value)
-    if any(isinstance(part, (bool, float)) for part in parts):
+    if isinstance(value, bytes) or any(isinstance(part, (bool, float)) for part in parts):
         raise ValueError
     widths = tuple(int(part) for part in parts)
     if any(not 1 <= width <= 65536 for width in widths):
@@ -216,6 +223,7 @@ def _expected(rule: Mapping[str, Any]) -> str:
 def _is_number(value: Any) -> bool:
     return (
         not isinstance(value, (bool, str))
+        and getattr(getattr(value, "dtype", None), "kind", "f") != "b"  # numpy's own bool
         and hasattr(value, "__float__")
         and not hasattr(value, "__len__")
     )
@@ -237,4 +245,15 @@ def plain(value: Any) -> Any:
         return {key: plain(item) for key, item in value.items()}
     if isinstance(value, (tuple, list)):
         return [plain(item) for item in value]
-    return value
+    if isinstance(value, (bool, int, str)) or value is None:
+        return value
+    return value if isinstance(value, float) and math.isfinite(value) else str(value)
+
+
+def whole_number(name: str, value: Any, low: int = 1) -> int:
+    """Return ``value`` as an int, or raise ConfigError unless it is whole and >= ``low``."""
+    rule = {"low": low, "high": None, "above": None}
+    try:
+        return _check_int(rule, value)
+    except (TypeError, ValueError, OverflowError):
+        raise ConfigError(f"{name}={value!r} is not a whole number >= {low}") from None

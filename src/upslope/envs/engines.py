@@ -66,10 +66,17 @@ class SyncEngine:
 
     def __init__(self, envs: Sequence[gym.Env[Any, Any]]) -> None:
         self.envs, self.n_envs = list(envs), len(envs)
+        if len({id(env.unwrapped) for env in envs}) < len(envs):
+            raise ConfigError(
+                "the factory returned one environment twice, and two slots cannot step the same "
+                "episode: make a new environment in each call"
+            )
         self.observation_space = envs[0].observation_space
         self.action_space = envs[0].action_space
         self._obs = create_empty_array(self.observation_space, n=self.n_envs, fn=np.zeros)
         self._rewards = np.zeros(self.n_envs)
+        space = self.action_space  # a Box without axes wants an array and not a number
+        self._is_number = isinstance(space, gym.spaces.Box) and space.shape == ()
         self._terminated = np.zeros(self.n_envs, dtype=bool)
         self._truncated = np.zeros(self.n_envs, dtype=bool)
         self._batched_actions = gym.vector.utils.batch_space(self.action_space, self.n_envs)
@@ -94,6 +101,7 @@ class SyncEngine:
                 if active is not None and not active[i]:
                     self._rewards[i], self._terminated[i], self._truncated[i] = 0.0, False, False
                     continue
+                action = np.asarray(action) if self._is_number else action
                 obs, self._rewards[i], terminated, truncated, infos[i] = self.envs[i].step(action)
                 self._terminated[i], self._truncated[i] = terminated, truncated
                 self._receive(i, obs)
@@ -155,33 +163,38 @@ class VectorEngine:
                 self.env.close()
                 self.env = self._make(seeds)
                 return self.env.reset()[0]
-            return self.env.reset(seed=list(seeds) if self.seeds_episodes else seeds[0])[0]
+            # Gymnasium annotates one seed, though its own vectors take a list.
+            seed: Any = list(seeds) if self.seeds_episodes else seeds[0]
+            return self.env.reset(seed=seed)[0]
         except Exception as error:
-            raise fault(f"the {self.name} engine", "reset", error) from error
+            raise fault(self._culprit(), "reset", error) from error
 
     def reset_some(self, indices: NDArray[np.int64], seeds: Sequence[int | None]) -> Tree:
         mask = np.zeros(self.n_envs, dtype=bool)
         mask[indices] = True
-        every: list[int | None] = [None] * self.n_envs
-        for i, seed in zip(indices, seeds, strict=True):
-            every[i] = seed
+        every: Any = None  # a vector that is not known to take a list goes on with its own stream
+        if self.seeds_episodes:
+            every = [None] * self.n_envs
+            for i, seed in zip(indices, seeds, strict=True):
+                every[i] = seed
         try:
             return self.env.reset(seed=every, options={"reset_mask": mask})[0]
         except Exception as error:
-            raise fault(f"the {self.name} engine", "reset with reset_mask", error) from error
+            raise fault(self._culprit(), "reset with reset_mask", error) from error
 
     def step(self, actions: Tree, active: NDArray[np.bool_] | None) -> EngineStep:
         try:
             return self.env.step(actions)
         except Exception as error:
-            raise fault(f"the {self.name} engine", "step", error) from error
+            raise fault(self._culprit(), "step", error) from error
 
     def info(self, infos: dict[str, Any], index: int, key: str) -> Any:
-        for source in (infos.get("final_info"), infos):
-            if source is not None and key in source:
-                present = source.get(f"_{key}")
-                return source[key][index] if present is None or present[index] else None
-        return None
+        if self.autoreset is AutoresetMode.SAME_STEP:  # infos itself is the new episode's
+            infos = infos.get("final_info") or {}
+        present = infos.get(f"_{key}")
+        if key not in infos or (present is not None and not present[index]):
+            return None
+        return infos[key][index]
 
     def final_obs(self, infos: dict[str, Any], index: int) -> Tree:
         if "final_obs" not in infos or infos["final_obs"][index] is None:
@@ -193,6 +206,14 @@ class VectorEngine:
 
     def close(self) -> None:
         self.env.close()
+
+    def _culprit(self) -> str:
+        """Which environment raised, where Gymnasium's async vector shows it by a closed pipe."""
+        pipes = getattr(self.env, "parent_pipes", ())
+        return next(
+            (f"environment {i}" for i, pipe in enumerate(pipes) if pipe is None),
+            f"the {self.name} engine",
+        )
 
 
 def autoreset_mode(env: VectorEnv[Any, Any, Any]) -> AutoresetMode:
@@ -240,6 +261,12 @@ def check_contract(engine: Engine, rng: np.random.Generator, steps: int = 1000) 
         if not ended.any():
             continue
         first = np.flatnonzero(ended)
+        if engine.autoreset is not AutoresetMode.SAME_STEP and "final_obs" in infos:
+            raise EnvironmentFaultError(
+                f"environment {first[0]} was reset on the very step its episode ended "
+                f"(step {step}) though its metadata says {engine.autoreset.name}: correct "
+                "metadata['autoreset_mode']"
+            )
         if engine.autoreset is AutoresetMode.SAME_STEP:
             engine.final_obs(infos, int(first[0]))
             return f"SAME_STEP seen at step {step}"
@@ -258,7 +285,7 @@ def _check_partial_reset(engine: Engine, obs: Tree, ended: NDArray[Any], step: i
             raise EnvironmentFaultError(
                 f"{engine.name} environment: reset with options['reset_mask'] at step {step} also "
                 "reset environments outside the mask: honour the mask, "
-                "or use another autoreset mode"
+                "or correct metadata['autoreset_mode']"
             )
 
     map_tree(compare, before, after)

@@ -115,7 +115,8 @@ class Environments:
         started = time.perf_counter()
         obs, rewards, terminated, truncated, infos = engine.step(actions, active)
         valid = ~self._resetting if active is None else active & ~self._resetting
-        self._returns += rewards * valid
+        rewards = np.where(valid, rewards, 0.0)
+        self._returns += rewards
         self.episode_step += valid
         done = terminated | truncated
         ended = np.flatnonzero(done & valid)

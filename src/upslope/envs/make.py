@@ -14,17 +14,20 @@ import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from inspect import signature
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import gymnasium as gym
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, VectorEnv
 
+from upslope.config import whole_number
 from upslope.envs.engines import Engine, SyncEngine, VectorEngine, check_contract
 from upslope.envs.episodes import Environments
 from upslope.errors import ConfigError, UnknownEnvironmentError, UpslopeError
 from upslope.seeding import SeedTree
 
+Made = TypeVar("Made")
 EnvLike = str | gym.Env[Any, Any] | VectorEnv[Any, Any, Any] | Callable[[], gym.Env[Any, Any]]
 
 # EnvPool 1.2's version of these is Gymnasium's task: equal limits, rewards, ends and dynamics under
@@ -35,6 +38,7 @@ ENVPOOL_IS_SAME_TASK = frozenset(
      "HalfCheetah-v5", "Hopper-v5", "Walker2d-v5", "Swimmer-v5", "Reacher-v5",
      "InvertedPendulum-v5", "InvertedDoublePendulum-v5"]
 )  # fmt: skip
+ENGINES = ("auto", "envpool", "native", "sync", "async")
 ENVS_PER_THREAD = 16  # of EnvPool
 NATIVE_FROM = 8  # environments from which a native vector beats plain ones
 _EXTRAS = {"mujoco": "mujoco", "box2d": "box2d"}  # package of gymnasium.envs -> our extra
@@ -62,10 +66,10 @@ class Source:
     ) -> gym.Env[Any, Any]:
         """Make one plain environment (``more``: e.g. ``render_mode``)."""
         if self.id is not None:
-            limited = {} if limit is None else {"max_episode_steps": limit}
-            return _explained(self.id, lambda: gym.make(self.id, **limited, **env_kwargs, **more))
+            env_id, limited = self.id, _limited(limit)
+            return _explained(env_id, lambda: gym.make(env_id, **limited, **env_kwargs, **more))
         if self.factory is not None:
-            env = self.factory(**env_kwargs, **more) if env_kwargs or more else self.factory()
+            env = _called(self.name, self.factory, {**env_kwargs, **more})
             if not isinstance(env, gym.Env):
                 raise UnknownEnvironmentError(
                     f"the factory {self.name} returned {type(env).__name__}, "
@@ -102,9 +106,9 @@ def find_environment(env: EnvLike) -> Source:
             is_registered=not colon,
         )
     if isinstance(env, (gym.Env, VectorEnv)):
-        spec = env.spec
-        name = spec.id if spec is not None else type(env.unwrapped).__name__
-        threshold = spec.reward_threshold if spec is not None else None
+        own = env.spec
+        name = own.id if own is not None else type(env.unwrapped).__name__
+        threshold = own.reward_threshold if own is not None else None
         return Source(name, instance=env, reward_threshold=threshold)
     if callable(env):
         return Source(getattr(env, "__name__", type(env).__name__), factory=env)
@@ -123,6 +127,7 @@ def make_environments(
     max_episode_steps: int | None = None,
     env_kwargs: Mapping[str, Any] | None = None,
     log_info: Sequence[str] = (),
+    accept: Callable[[gym.Space[Any], gym.Space[Any]], None] | None = None,
 ) -> Environments:
     """Put environments of a source on an engine.
 
@@ -136,11 +141,21 @@ def make_environments(
         max_episode_steps: cut episodes there instead of at the environment's own limit.
         env_kwargs: for the environment's constructor.
         log_info: info scalars to keep with finished episodes.
+        accept: called with the spaces of one environment before any worker process starts; it
+            raises where nobody could read them.
 
     Raises:
         ConfigError: if the engine cannot run this source.
     """
     kwargs = dict(env_kwargs or {})
+    seed = whole_number("seed", seed, low=0)
+    n_envs = None if n_envs is None else whole_number("n_envs", n_envs)
+    if vec not in ENGINES:
+        raise ConfigError(f"vec={vec!r} is not one of {', '.join(ENGINES)}")
+    if vec == "async" and accept is not None and source.instance is None:
+        first = source.plain_env(kwargs, max_episode_steps)
+        first.close()
+        accept(first.observation_space, first.action_space)
     engine = _make_engine(source, n_envs, vec, max_episode_steps, kwargs)
     if engine.name == "vector":
         rng = SeedTree(seed).generator("engine check")
@@ -193,10 +208,15 @@ def _choose(source: Source, n_envs: int, kwargs: Mapping[str, Any]) -> str:
     """The fixed rule of ``--vec auto``."""
     if source.id is None or n_envs < NATIVE_FROM:
         return "sync"
-    if gym.spec(source.id).vector_entry_point is not None:
+    if _spec(source.id).vector_entry_point is not None:
         return "native"
     known = source.id in ENVPOOL_IS_SAME_TASK and not kwargs
     return "envpool" if known and importlib.util.find_spec("envpool") else "sync"
+
+
+def _spec(env_id: str) -> gym.envs.registration.EnvSpec:
+    """The spec of an id whose module, if it names one, was imported when it was found."""
+    return gym.spec(env_id.rpartition(":")[2])
 
 
 def _takes_seeds(env: VectorEnv[Any, Any, Any]) -> bool:
@@ -205,18 +225,24 @@ def _takes_seeds(env: VectorEnv[Any, Any, Any]) -> bool:
 
 
 def _native_engine(source: Source, n: int, limit: int | None, kwargs: dict[str, Any]) -> Engine:
-    if source.id is None or gym.spec(source.id).vector_entry_point is None:
+    env_id = source.id
+    if env_id is None or gym.spec(env_id).vector_entry_point is None:
         raise ConfigError(
             f"{source.name} has no native vector version: use --vec sync or --vec async"
         )
-    limited = {} if limit is None else {"max_episode_steps": limit}
+    limited = _limited(limit)
     vector = _explained(
-        source.id,
+        env_id,
         lambda: gym.make_vec(
-            source.id, n, vectorization_mode="vector_entry_point", **limited, **kwargs
+            env_id, n, vectorization_mode="vector_entry_point", **limited, **kwargs
         ),
     )
     return VectorEngine(lambda _: vector, name="native")
+
+
+def _limited(limit: int | None) -> dict[str, Any]:
+    """The keyword argument that cuts episodes, where they are to be cut."""
+    return {} if limit is None else {"max_episode_steps": limit}
 
 
 def _envpool_engine(source: Source, n: int, limit: int | None) -> Engine:
@@ -237,7 +263,7 @@ def _envpool_engine(source: Source, n: int, limit: int | None) -> Engine:
         )
     if task not in envpool.list_all_envs():
         raise ConfigError(f"EnvPool has no {task}: use --vec sync or --vec async")
-    limited = {} if limit is None else {"max_episode_steps": limit}
+    limited = _limited(limit)
     threads = max(1, min(os.cpu_count() or 1, n // ENVS_PER_THREAD))
 
     def make(seeds: Sequence[int] | None) -> VectorEnv[Any, Any, Any]:
@@ -304,14 +330,14 @@ def _nearest(name: str, error: Exception) -> str:
     )
 
 
-def _explained(env_id: str, make: Callable[[], Any]) -> Any:
+def _explained(env_id: str, make: Callable[[], Made]) -> Made:
     """Call ``make``, turning what Gymnasium raises into one sentence with the remedy."""
     try:
         return make()
     except UpslopeError:
         raise
     except gym.error.DependencyNotInstalled as error:
-        entry = str(gym.spec(env_id).entry_point)
+        entry = str(_spec(env_id).entry_point)
         extra = next((extra for part, extra in _EXTRAS.items() if f".{part}" in entry), None)
         remedy = f"run pip install 'upslope[{extra}]'" if extra else str(error)
         raise UnknownEnvironmentError(
@@ -324,6 +350,25 @@ def _explained(env_id: str, make: Callable[[], Any]) -> Any:
     except Exception as error:
         raise UnknownEnvironmentError(
             f"{env_id} cannot be made: {type(error).__name__}: {error} (--debug shows where)"
+        ) from error
+
+
+def _called(name: str, factory: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
+    """Call a user's factory, turning what it raises into one sentence with the remedy."""
+    try:
+        signature(factory).bind(**arguments)
+    except TypeError as error:
+        wanted = "render_mode" if "render_mode" in arguments else "these arguments"
+        raise ConfigError(f"the factory {name} does not take {wanted}: {error}") from error
+    except ValueError:
+        pass  # a builtin without a signature
+    try:
+        return factory(**arguments)
+    except UpslopeError:
+        raise
+    except Exception as error:
+        raise UnknownEnvironmentError(
+            f"the factory {name} raised {type(error).__name__}: {error} (--debug shows where)"
         ) from error
 
 
@@ -342,7 +387,7 @@ def _factory_from_file(path: str, attribute: str) -> Callable[[], gym.Env[Any, A
     sys.modules.setdefault(file.stem, module)
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UnknownEnvironmentError(
             f"{path} raised {type(error).__name__} when run: {error}"
         ) from error

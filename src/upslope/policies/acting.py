@@ -8,6 +8,7 @@ module it is. Both give the same numbers up to rounding, and a test holds them t
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -53,15 +54,19 @@ class _NumpyActor:
         if self._normalizer is not None:
             self._mean = self._normalizer.moments.mean.numpy()
             self._std = self._normalizer.moments.std().numpy()
-        self._steps: list[tuple[Any, Any, Any, Any]] = []
-        for layer in layers:
+        self._steps: list[Callable[[NDArray[Any]], Any]] = []
+        buffer: NDArray[Any] | None = None
+        for layer in layers[:-1]:
             if isinstance(layer, nn.Linear):
-                weight, bias = layer.weight.detach().numpy().T, layer.bias.detach().numpy()
-                buffer = np.empty((n_envs, weight.shape[1]), self._dtype)
-                self._steps.append((weight, bias, buffer, None))
-            else:
-                activation = np.tanh if isinstance(layer, nn.Tanh) else _relu
-                self._steps[-1] = (*self._steps[-1][:3], activation)
+                buffer = np.zeros((n_envs, layer.out_features), self._dtype)
+                self._steps.append(_dense(layer, buffer))
+            else:  # in place, except on the observations themselves
+                function = np.tanh if isinstance(layer, nn.Tanh) else _relu
+                self._steps.append(partial(function, out=buffer))
+        head = layers[-1]
+        assert isinstance(head, nn.Linear)
+        assert head.bias is not None
+        self._weight, self._bias = head.weight.detach().numpy().T, head.bias.detach().numpy()
 
     def __call__(self, obs: NDArray[Any], out: NDArray[Any]) -> None:
         x = obs
@@ -69,16 +74,27 @@ class _NumpyActor:
             clip = self._normalizer.clip
             x = np.minimum(np.maximum((obs - self._mean) / self._std, -clip), clip)
         x = np.ascontiguousarray(x, dtype=self._dtype)
-        for weight, bias, buffer, activation in self._steps[:-1]:
-            np.dot(x, weight, out=buffer)
-            buffer += bias
-            if activation is not None:
-                activation(buffer, out=buffer)
-            x = buffer
-        weight, bias, _, _ = self._steps[-1]
+        for step in self._steps:
+            x = step(x)
+        np.dot(x, self._weight, out=out)
+        np.add(out, self._bias, out=out)
+
+
+def _dense(layer: nn.Linear, out: NDArray[Any]) -> Callable[[NDArray[Any]], NDArray[Any]]:
+    """Return ``x -> x W' + b`` on views of the layer's parameters, written into ``out``."""
+    weight = layer.weight.detach().numpy().T
+    given: Any = layer.bias  # None without one, though torch annotates a tensor
+    bias = None if given is None else given.detach().numpy()
+
+    def run(x: NDArray[Any]) -> NDArray[Any]:
         np.dot(x, weight, out=out)
-        out += bias
+        if bias is not None:
+            np.add(out, bias, out=out)
+        return out
+
+    return run
 
 
-def _relu(x: NDArray[Any], out: NDArray[Any]) -> NDArray[Any]:
-    return np.maximum(x, 0, out=out)
+def _relu(x: NDArray[Any], out: NDArray[Any] | None = None) -> NDArray[Any]:
+    rectified: NDArray[Any] = np.maximum(x, 0, out=out)
+    return rectified

@@ -113,7 +113,7 @@ class ActorCritic(nn.Module):
     @property
     def version(self) -> int:
         """A number that grows with every change of a weight or statistic, by whatever optimiser."""
-        tensors = list(self.parameters())
+        tensors: list[Tensor] = list(self.parameters())
         if self.obs_normalizer is not None:
             tensors += self.obs_normalizer.buffers()
         return self._updates + sum(tensor._version for tensor in tensors)
@@ -128,7 +128,7 @@ class ActorCritic(nn.Module):
         Raises:
             ConfigError: for ``actor`` or ``critic`` of a shared network: they cannot move apart.
         """
-        names = [name for name, _ in self.named_parameters()]
+        names = [name for name, parameter in self.named_parameters() if parameter.requires_grad]
         critic = [name for name in names if name.startswith("critic")]
         actor = [name for name in names if not name.startswith("critic")]
         if part != "all" and self.shared_network:
@@ -138,7 +138,7 @@ class ActorCritic(nn.Module):
         return {"all": actor + critic, "actor": actor, "critic": critic}[part]
 
     def prepare(self, obs: Tree) -> Tree:
-        """Raw observations ``[..., *shape]`` to network inputs: the policy's dtype, normalised."""
+        """Raw observations ``[..., *shape]`` to inputs: in the policy's dtype, maybe normalised."""
         normalized = obs if self.obs_normalizer is None else self.obs_normalizer(obs)
         return normalized.to(self.dtype)
 

@@ -49,7 +49,7 @@ class Categorical:
     def rounding(self, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What rounding of the log-probability hangs on (arguments of Eq. 11.7): the logits."""
         one = torch.ones_like(self.logits)
-        return one, self.logits, one
+        return one, self.logits * (self.logits > MASKED), one
 
     def mode(self) -> Tensor:
         """The most probable choice: ``[...]``."""
@@ -110,7 +110,7 @@ class CategoricalActions(nn.Module):
         return Categorical(outputs, mask)
 
     def draw_noise(self, rng: np.random.Generator, shape: tuple[int, ...]) -> NDArray[Any]:
-        """Gumbel noise ``[*shape, n]``, float32: the argmax of logits plus it is a sample."""
+        """Gumbel noise ``[*shape, n]``, float32: argmax of logits plus it is an exact sample."""
         uniform = rng.random((*shape, *self.noise_shape), dtype=np.float32)
         return -np.log(-np.log(np.maximum(uniform, 1e-30)) + 1e-30)
 
@@ -141,10 +141,10 @@ class CategoricalActions(nn.Module):
 class GaussianActions(nn.Module):
     """A Box action space under a Gaussian whose log standard deviation is the same in every state.
 
-    Where both bounds are finite the Gaussian lives in units of half the range, centred: -1 is
-    ``low`` and 1 ``high``. What falls outside is clipped for the environment; the log-probability
-    stays that of the sampled action, so the clip is part of the environment and no bias (Fujita &
-    Maeda 2018).
+    Where both bounds are finite (and less than 1e6 apart) the Gaussian lives in units of half the
+    range, centred: -1 is ``low`` and 1 ``high``. What falls outside is clipped for the environment;
+    the log-probability stays that of the sampled action, so the clip is part of the environment and
+    no bias (Fujita & Maeda 2018).
     """
 
     sampled_dtype: torch.dtype
@@ -158,8 +158,8 @@ class GaussianActions(nn.Module):
         self._numpy_dtype = np.float32 if dtype == torch.float32 else np.float64
         self._env_shape, self._env_dtype = space.shape, space.dtype
         low, high = space.low.reshape(-1).astype(float), space.high.reshape(-1).astype(float)
-        bounded = np.isfinite(low) & np.isfinite(high) & (high - low < 1e6)
         with np.errstate(invalid="ignore", over="ignore"):
+            bounded = np.isfinite(low) & np.isfinite(high) & (high - low < 1e6)
             self._centre = np.where(bounded, (low + high) / 2, 0.0).astype(self._numpy_dtype)
             self._scale = np.where(bounded, (high - low) / 2, 1.0).astype(self._numpy_dtype)
         self._low, self._high = space.low.reshape(-1), space.high.reshape(-1)
@@ -192,11 +192,13 @@ class GaussianActions(nn.Module):
     def to_env(self, actions: NDArray[Any]) -> NDArray[Any]:
         """Sampled actions ``[B, d]`` to the environment's units, shape, dtype and bounds."""
         scaled = actions * self._scale + self._centre
-        clipped = np.minimum(np.maximum(scaled, self._low), self._high)
+        clipped: NDArray[Any] = np.minimum(np.maximum(scaled, self._low), self._high)
         return clipped.astype(self._env_dtype, copy=False).reshape(-1, *self._env_shape)
 
     def clipped_share(self, actions: NDArray[Any]) -> float:
         """Share of action components that the bounds clip."""
+        if actions.size == 0:
+            return 0.0
         scaled = actions * self._scale + self._centre
         return float(np.mean((scaled < self._low) | (scaled > self._high)))
 
@@ -212,7 +214,8 @@ def make_actions(space: gym.Space[Any], log_std_init: float, dtype: torch.dtype)
     """
     if isinstance(space, gym.spaces.Discrete):
         return CategoricalActions(space)
-    if isinstance(space, gym.spaces.Box) and space.dtype is not None and space.dtype.kind == "f":
+    is_box = isinstance(space, gym.spaces.Box) and space.dtype.kind == "f"
+    if is_box and np.prod(space.shape, dtype=int) > 0:
         if np.isnan(space.low).any() or np.isnan(space.high).any():
             raise UnsupportedSpaceError(
                 f"the action space {space} has NaN bounds: give finite bounds or infinities"

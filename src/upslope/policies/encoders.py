@@ -44,7 +44,8 @@ def linear(
 
     Its weights are orthogonal with ``gain``, or follow torch's own rule where that is ``None``.
     """
-    layer = nn.utils.skip_init(nn.Linear, inputs, outputs, dtype=dtype)
+    # Made without values: torch's own initialisation would draw from the global generator.
+    layer = nn.Linear(inputs, outputs, device="meta", dtype=dtype).to_empty(device="cpu")
     with torch.no_grad():
         if gain is None:
             bound = 1 / math.sqrt(inputs)

@@ -10,7 +10,14 @@ import torch
 from upslope.config import Config
 from upslope.errors import ConfigError
 from upslope.policies.actor_critic import ActorCritic
-from upslope.policies.encoders import FeaturesFactory
+from upslope.policies.distributions import make_actions
+from upslope.policies.encoders import FeaturesFactory, observation_shape
+
+
+def check_readable(observation_space: gym.Space[Any], action_space: gym.Space[Any]) -> None:
+    """Raise :class:`UnsupportedSpaceError` unless a policy here can read and write these spaces."""
+    observation_shape(observation_space)
+    make_actions(action_space, 0.0, torch.float32)
 
 
 def make_policy(

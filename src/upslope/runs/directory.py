@@ -107,7 +107,9 @@ class RunDirectory:
     @classmethod
     def create(cls, path: Path, agent: Agent, total_timesteps: int) -> Self:
         """Make a run directory at ``path``, or beside it where a run lies there already."""
-        return cls(unused(path) if (path / CONFIG).exists() else path, agent, total_timesteps)
+        if os.path.exists(path / CONFIG):  # False, where Path.exists raises, for a name too long
+            path = unused(path)
+        return cls(path, agent, total_timesteps)
 
     def __enter__(self) -> Self:
         return self

@@ -16,6 +16,9 @@ from typing import IO, TYPE_CHECKING, Self
 from upslope.training import Event
 
 if TYPE_CHECKING:
+    from rich.live import Live
+    from rich.table import Table
+
     from upslope.agent import Agent
 
 LINES_PER_RUN = 20
@@ -40,7 +43,7 @@ class LiveProgress:
         self._returns: list[float] = []
         self._next_line = 0.0
         self._usage = _Usage()
-        self._live = None
+        self._live: Live | None = None
         if self._stream.isatty() and os.environ.get("TERM") != "dumb":
             from rich.console import Console
             from rich.live import Live
@@ -69,7 +72,7 @@ class LiveProgress:
             self._next_line = (event.timesteps // step + 1) * step
         return True
 
-    def _screen(self, event: Event):  # type: ignore[no-untyped-def]
+    def _screen(self, event: Event) -> Table:
         from rich.progress_bar import ProgressBar
         from rich.table import Table
         from rich.text import Text

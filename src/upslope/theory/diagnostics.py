@@ -58,7 +58,9 @@ def explained_variance(values: Tensor, targets: Tensor, valid: Tensor) -> Tensor
     Eq: 12.5.
     """
     residual, spread = _variance(targets - values, valid), _variance(targets, valid)
-    return torch.where(spread > 0, 1 - residual / spread, torch.full_like(spread, torch.nan))
+    rounding = torch.finfo(targets.dtype).eps * targets.abs().max()
+    varies = spread > rounding.square()
+    return torch.where(varies, 1 - residual / spread, torch.full_like(spread, torch.nan))
 
 
 def gradient_moments(gradients: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,6 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+MAX_LOG_RATIO = 20.0  # e^20 is beyond any step worth taking; e^89 is infinite in float32
+
 
 def policy_gradient_loss(
     log_prob: Tensor, weight: Tensor, valid: Tensor, divisor: Tensor | float
@@ -59,7 +61,7 @@ def clipped_surrogate_loss(
     Eq: 11.2. Source: Schulman et al. 2017, "Proximal policy optimization algorithms", eq. 7.
     """
     weight = weight.detach()
-    ratio = (log_prob - old_log_prob.detach()).exp()
+    ratio = (log_prob - old_log_prob.detach()).clamp(max=MAX_LOG_RATIO).exp()
     clipped = ratio.clamp(1 - clip_range, 1 + clip_range)  # type: ignore[arg-type]
     return -masked_mean(torch.min(ratio * weight, clipped * weight), valid)
 
@@ -115,4 +117,4 @@ def entropy_bonus(entropy: Tensor, valid: Tensor) -> Tensor:
 def masked_mean(x: Tensor, valid: Tensor) -> Tensor:
     """Mean of ``x`` over the rows where ``valid`` is 1; both of one shape, returns a scalar."""
     weight = valid.to(x.dtype)
-    return (x * weight).sum() / weight.sum()
+    return (x * weight).sum() / weight.sum().clamp(min=1)

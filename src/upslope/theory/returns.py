@@ -66,7 +66,7 @@ def reward_to_go(
         done: ``[T, B]`` bool or 0/1.
         gamma: discount per step, in [0, 1].
         bootstrap: ``[T, B]`` value of each row's true successor (0 where the episode terminated),
-            read only at cuts; ``None`` stands for 0 everywhere.
+            that matters only at cuts but is finite everywhere; ``None`` stands for 0.
 
     Returns:
         ``[T, B]``, in units of reward.
@@ -194,8 +194,9 @@ def standardize(x: Tensor, valid: Tensor, epsilon: float = 1e-8) -> Tensor:
     (docs/theory).
     """
     weight = valid.to(x.dtype)
-    count = weight.sum()
+    count = weight.sum().clamp(min=1)
     centred = x - (x * weight).sum() / count
+    centred = centred - (centred * weight).sum() / count  # or a constant's rounding gets unit size
     variance = (centred.square() * weight).sum() / (count - 1).clamp(min=1)
     return centred / (variance.sqrt() + epsilon)
 

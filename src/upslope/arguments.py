@@ -1,0 +1,65 @@
+"""What a user hands to an agent, read and checked: settings, policy, spaces, callbacks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import gymnasium as gym
+
+from upslope.callbacks import Callback
+from upslope.config import CONFIGS, Config, preset
+from upslope.envs.make import Source
+from upslope.errors import ConfigError, ModelFileError
+from upslope.policies.actor_critic import ActorCritic
+from upslope.policies.encoders import FeaturesFactory
+
+
+def make_config(
+    algorithm: str, source: Source, wanted: str | None, settings: dict[str, Any]
+) -> Config:
+    """Return the config of keyword arguments over a preset (``"auto"``) over the plain defaults."""
+    if wanted not in (None, "auto", "none"):
+        raise ConfigError(f"preset={wanted!r} is not one of auto, none")
+    tuned = preset(source.id or "", algorithm) if wanted == "auto" else {}
+    taken = {"preset": "auto"} if tuned else {}
+    return CONFIGS[algorithm].from_settings(tuned | settings | taken)
+
+
+def features_of(policy: str | FeaturesFactory) -> FeaturesFactory | None:
+    """Return the factory that ``policy`` gives, or None where it names the plain network."""
+    if policy == "MlpPolicy":
+        return None
+    if isinstance(policy, str) or not callable(policy):
+        raise ConfigError(
+            f"policy={policy!r} is not known: use 'MlpPolicy', "
+            "or a factory observation_space -> torch.nn.Module"
+        )
+    return policy
+
+
+def check_spaces(
+    policy: ActorCritic, observations: gym.Space[Any], actions: gym.Space[Any]
+) -> None:
+    """Raise :class:`ModelFileError` unless a model's spaces are those of an environment."""
+    for what, recorded, given in (
+        ("observation", policy.observation_space, observations),
+        ("action", policy.action_space, actions),
+    ):
+        if recorded != given:
+            raise ModelFileError(
+                f"the model's {what} space is {recorded} but the environment's is {given}: "
+                "give an environment of the same spaces"
+            )
+
+
+def as_list(callback: Callback | Sequence[Callback] | None) -> list[Callback]:
+    """Return the callbacks of ``learn`` as a list of its own."""
+    callbacks = list(callback) if isinstance(callback, Sequence) else [callback]
+    callbacks = [] if callback is None else callbacks
+    for each in callbacks:
+        if not callable(each):
+            raise ConfigError(
+                f"callback={each!r} cannot be called: give f(event), or a list of such"
+            )
+    return callbacks
