@@ -26,8 +26,12 @@ def train(batches: int = 60, steps_per_batch: int = 3000, seed: int = 0) -> list
                 done = terminated or truncated
             returns.append(sum(rewards))
             weights += [sum(rewards)] * len(rewards)  # R(tau) at every step of the episode
-        log_prob = Categorical(logits=policy(torch.stack(observations))).log_prob(torch.stack(actions))
-        pseudo_loss = -(log_prob * torch.tensor(weights)).mean()  # not a loss: see the returns instead
+        log_prob = Categorical(logits=policy(torch.stack(observations))).log_prob(
+            torch.stack(actions)
+        )
+        pseudo_loss = -(
+            log_prob * torch.tensor(weights)
+        ).mean()  # not a loss: see the returns instead
         optimizer.zero_grad()
         pseudo_loss.backward()
         optimizer.step()

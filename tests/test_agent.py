@@ -113,7 +113,7 @@ class TestConstruction:
             torch.testing.assert_close(weights(agent), weights(make_ppo(seed=3)), rtol=0, atol=0)
 
     def test_what_that_order_does_not_know(self) -> None:
-        with pytest.raises(ConfigError, match="'CnnPolicy' is not known.*'MlpPolicy'"):
+        with pytest.raises(ConfigError, match=r"'CnnPolicy' is not known.*'MlpPolicy'"):
             upslope.PPO("CnnPolicy", "CartPole-v1")
         with pytest.raises(ConfigError, match="keyword arguments only"):
             upslope.PPO("MlpPolicy", "CartPole-v1", 3e-4)
@@ -193,7 +193,7 @@ class TestConstruction:
 
 
 class Slider(gym.Env[Any, Any]):
-    """Ten steps; the action must lie in its space. ``shape``: of a Box, or None for Discrete(start=5)."""
+    """Ten steps; an action must lie in the space."""
 
     def __init__(self, space: gym.Space[Any]) -> None:
         self.observation_space = gym.spaces.Box(-1, 1, (3,))
@@ -501,9 +501,8 @@ class TestSaveAndLoad:
 
     def test_with_another_environment_of_equal_spaces(self, tmp_path: Path) -> None:
         make_ppo(n_envs=16).save(tmp_path / "m.safetensors")
-        for env in (cartpole, cartpole(), SyncVectorEnv([cartpole] * 3), "CartPole-v0"):
-            with pytest.warns(DeprecationWarning) if env == "CartPole-v0" else nothing():
-                loaded = upslope.load(tmp_path / "m.safetensors", env)
+        for env in (cartpole, cartpole(), SyncVectorEnv([cartpole] * 3)):
+            loaded = upslope.load(tmp_path / "m.safetensors", env)
             loaded.learn(1)
             loaded.close()
 
@@ -585,7 +584,7 @@ class TestFeatures:
         agent.learn(200)
         assert not torch.equal(weights(agent), before)
         agent.save(tmp_path / "m.safetensors")
-        with pytest.raises(ConfigError, match="features factory .*Learned.*policy=Learned"):
+        with pytest.raises(ConfigError, match=r"features factory .*Learned.*policy=Learned"):
             upslope.load(tmp_path / "m.safetensors")
         loaded = upslope.load(tmp_path / "m.safetensors", policy=Learned)
         assert torch.equal(loaded.policy.value(OBS), agent.policy.value(OBS))
@@ -656,9 +655,3 @@ class TestHelpers:
         with pytest.raises(AttributeError, match="PP0"):
             upslope.PP0  # noqa: B018
         assert (Path(upslope.__file__).parent / "py.typed").exists()
-
-
-class nothing:  # noqa: N801
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, *_: object) -> None: ...

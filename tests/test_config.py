@@ -159,7 +159,7 @@ class TestText:
 
     @pytest.mark.parametrize("text", ["1.5e0", "6.45e1", "12e-1", "1.5", "0x10", "", "1e", "inf"])
     def test_a_whole_number_is_never_rounded(self, text: str) -> None:
-        with pytest.raises(ConfigError, match="n_epochs=.*whole number"):
+        with pytest.raises(ConfigError, match=r"n_epochs=.*whole number"):
             PPOConfig(n_epochs=parse_text(field("n_epochs"), text))
 
 
@@ -182,18 +182,18 @@ class TestResolve:
         assert PPOConfig(n_steps=8, batch_size=16).resolve(2).batch_size == 16
 
     def test_a_minibatch_of_one_cannot_be_standardised(self) -> None:
-        with pytest.raises(ConfigError, match="batch_size=1 .*at least 2"):
+        with pytest.raises(ConfigError, match=r"batch_size=1 .*at least 2"):
             PPOConfig(batch_size=1)
         assert PPOConfig(batch_size=1, normalize_advantage=False).batch_size == 1
         assert PPOConfig(batch_size=1, normalize_advantage_over="batch").batch_size == 1
 
     def test_leave_one_out_needs_two_episodes(self) -> None:
-        with pytest.raises(ConfigError, match="baseline=loo .*batch_episodes.*at least 2"):
+        with pytest.raises(ConfigError, match=r"baseline=loo .*batch_episodes.*at least 2"):
             ReinforceConfig(batch_episodes=1)
         assert ReinforceConfig(batch_episodes=1, baseline="none").batch_episodes == 1
 
     def test_envpool_takes_no_constructor_arguments(self) -> None:
-        with pytest.raises(ConfigError, match="env_kwargs .*EnvPool.*sync"):
+        with pytest.raises(ConfigError, match=r"env_kwargs .*EnvPool.*sync"):
             PPOConfig(vec="envpool", env_kwargs={"gravity": 1})
 
 

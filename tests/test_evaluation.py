@@ -184,5 +184,5 @@ class TestEvaluatePolicy:
             upslope.evaluate_policy(ppo(n_envs=2), "Acrobot-v1", 2)
 
     def test_n_episodes(self) -> None:
-        with pytest.raises(ConfigError, match="n_episodes|n_eval_episodes"):
+        with pytest.raises(ConfigError, match=r"n_episodes|n_eval_episodes"):
             upslope.evaluate_policy(ppo(n_envs=2), n_eval_episodes=0)

@@ -1,4 +1,4 @@
-"""Training: known optima are found, rungs run, checkpoints are spaced as planned, seeds decide all."""
+"""Training: known optima are found, rungs run, checkpoints keep their plan, seeds decide all."""
 
 from __future__ import annotations
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
+import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
@@ -233,7 +234,10 @@ class Agent:
             noise = self.policy.actions.draw_noise(self._predict_noise, (len(batch),))
         actions, _ = self.policy.act(batch, () if state is None else state, noise=noise)
         in_env_units = self.policy.actions.to_env(actions)
-        return (in_env_units[0] if single else in_env_units), state
+        if not single:
+            return in_env_units, state
+        is_box = isinstance(self.policy.action_space, gym.spaces.Box)
+        return (np.asarray(in_env_units[0]) if is_box else in_env_units[0]), state
 
     def evaluate(
         self,
@@ -262,29 +266,36 @@ class Agent:
         seed: int | None = None,
         deterministic: bool = True,
         progress: Callable[[int], None] | None = None,
+        env: EnvLike | None = None,
     ) -> Sample:
-        """Evaluate with either sampled or deterministic actions; see :meth:`evaluate`."""
+        """Evaluate with either sampled or deterministic actions; see :meth:`evaluate`.
+
+        ``env`` is by default the agent's own, of which fresh copies are made; where that is an
+        environment made by the user, it is used itself and training goes on with new episodes.
+        """
         n_episodes = whole_number("n_episodes", n_episodes)
-        config, source = self.config, self._needed_source()
+        config = self.config if env is None else self.config.for_other_environments()
+        source = self._needed_source() if env is None else find_environment(env)
         given = source.instance is not None
         envs = make_environments(
             source,
             n_envs=None if given else min(EVALUATION_ENVS, n_episodes),
             seed=self._evaluation_seed(seed),
             vec="auto" if given else "sync",
-            max_episode_steps=config.max_episode_steps,
-            env_kwargs=config.env_kwargs,
+            max_episode_steps=config.max_episode_steps if env is None else None,
+            env_kwargs=config.env_kwargs if env is None else None,
         )
         try:
+            check_spaces(self.policy, envs.observation_space, envs.action_space)
             return evaluate(
                 self.policy, envs, n_episodes,
                 deterministic=deterministic, threshold=source.reward_threshold, progress=progress,
             )  # fmt: skip
         finally:
-            if given:
-                self.training.restart_environments()
-            else:
+            if not given:
                 envs.close()
+            elif env is None:
+                self.training.restart_environments()
 
     def _evaluation_seed(self, seed: int | None) -> int:
         if seed is None:

@@ -55,8 +55,9 @@ def check_spaces(
 
 def as_list(callback: Callback | Sequence[Callback] | None) -> list[Callback]:
     """Return the callbacks of ``learn`` as a list of its own."""
-    callbacks = list(callback) if isinstance(callback, Sequence) else [callback]
-    callbacks = [] if callback is None else callbacks
+    if callback is None:
+        return []
+    callbacks: list[Any] = list(callback) if isinstance(callback, Sequence) else [callback]
     for each in callbacks:
         if not callable(each):
             raise ConfigError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -29,7 +30,12 @@ class StopTrainingOnRewardThreshold:
     """
 
     def __init__(self, reward_threshold: float) -> None:
-        self.reward_threshold = reward_threshold
+        try:
+            self.reward_threshold = float(reward_threshold)
+        except (TypeError, ValueError):
+            self.reward_threshold = math.nan
+        if math.isnan(self.reward_threshold):
+            raise ConfigError(f"reward_threshold={reward_threshold!r} is not a number")
 
     def __call__(self, event: Event) -> bool:
         enough = event.metrics["rollout/episodes"] >= WINDOW
@@ -57,12 +63,11 @@ class EvalCallback:
         self.eval_freq, self.n_eval_episodes = eval_freq, n_eval_episodes
         self.deterministic, self.best_model_save_path = deterministic, best_model_save_path
         self.best_mean_reward = float("-inf")
-        self._due = eval_freq
+        self._schedule = _Every(eval_freq)
 
     def __call__(self, event: Event) -> bool:
-        if event.timesteps < self._due:
+        if not self._schedule.is_due(event.timesteps):
             return True
-        self._due = (event.timesteps // self.eval_freq + 1) * self.eval_freq
         sample = event.agent.evaluate_one_way(
             self.n_eval_episodes, seed=event.iteration, deterministic=self.deterministic
         )
@@ -87,11 +92,22 @@ class CheckpointCallback:
         if save_freq < 1:
             raise ConfigError("save_freq must be at least 1")
         self.save_freq, self.save_path, self.name_prefix = save_freq, Path(save_path), name_prefix
-        self._due = save_freq
+        self._schedule = _Every(save_freq)
 
     def __call__(self, event: Event) -> bool:
-        if event.timesteps >= self._due:
-            self._due = (event.timesteps // self.save_freq + 1) * self.save_freq
+        if self._schedule.is_due(event.timesteps):
             name = f"{self.name_prefix}_{event.timesteps}_steps.safetensors"
             event.agent.save(self.save_path / name)
         return True
+
+
+class _Every:
+    """Due once for each ``frequency`` steps; counts anew where a run does."""
+
+    def __init__(self, frequency: int) -> None:
+        self._frequency, self._passed = frequency, 0
+
+    def is_due(self, timesteps: int) -> bool:
+        """Whether a multiple of the frequency was passed since the last call."""
+        before, self._passed = self._passed, timesteps // self._frequency
+        return self._passed > (before if self._passed >= before else 0)

@@ -44,13 +44,7 @@ def evaluate_policy(
         deterministic: the mode instead of samples.
         return_episode_rewards: return the lists of returns and lengths instead.
     """
-    source = model.source
-    try:
-        if env is not None:
-            model.source = find_environment(env)
-        sample = model.evaluate_one_way(n_eval_episodes, deterministic=deterministic)
-    finally:
-        model.source = source
+    sample = model.evaluate_one_way(n_eval_episodes, deterministic=deterministic, env=env)
     if return_episode_rewards:
         return sample.returns.tolist(), sample.lengths.tolist()
     return sample.mean, float(sample.returns.std())
@@ -66,7 +60,7 @@ def check_env(env: gym.Env[Any, Any], warn: bool = True) -> None:
     from gymnasium.utils.env_checker import check_env as gymnasium_check
 
     if not isinstance(env, gym.Env):
-        what = "a VectorEnv" if isinstance(env, VectorEnv) else repr(env)
+        what = "a VectorEnv" if isinstance(env, VectorEnv) else repr(env)  # type: ignore[unreachable]
         raise ConfigError(f"check_env takes a single gymnasium.Env, not {what}")
     check_readable(env.observation_space, env.action_space)
     gymnasium_check(env.unwrapped, skip_render_check=True)

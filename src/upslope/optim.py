@@ -140,6 +140,8 @@ class GradientStep:
             history.append(torch.stack(list(metrics.values())))
             if until is not None and until(metrics):
                 break
+            for frozen in flat.frozen:
+                new_weights[frozen] = weights[frozen]
             weights.copy_(new_weights)
             self.moments, self.steps = new_moments, self.steps + 1
         self.policy.count_update()
@@ -189,7 +191,7 @@ class FlatParameters:
         self._constants = [
             p for name, p in parameters.items() if p.requires_grad and name not in set(names)
         ]
-        place = {id(parameter): i for i, parameter in enumerate(self._held)}
+        place = {id(p): i for i, p in enumerate(self._held) if p.requires_grad}
         self._slots = [  # where a module looks a parameter up; a tied one is looked up in several
             (module._parameters, key, place[id(parameter)])
             for module in policy.modules()
@@ -197,6 +199,10 @@ class FlatParameters:
             if id(parameter) in place
         ]
         self._sizes = [parameter.numel() for parameter in self._held]
+        ends = np.cumsum([0, *self._sizes])
+        self.frozen = [  # where the vector holds parameters that their owner froze
+            slice(ends[i], ends[i + 1]) for i, p in enumerate(self._held) if not p.requires_grad
+        ]
         first = self._held[0].detach()
         self.vector = first.as_strided((sum(self._sizes),), (1,), first.storage_offset())
 

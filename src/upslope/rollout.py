@@ -170,16 +170,17 @@ def _check_ratio(
 
     Inputs far beyond the usual size round more in the first layer, so they widen the tolerance.
     """
-    gap = ((log_prob - rollout.log_prob).abs() * rollout.valid).max()
+    gap = ((log_prob - rollout.log_prob).abs() * rollout.valid).flatten()
     tolerance = ratio_tolerance(*distribution.rounding(flatten_time(rollout.actions)))
-    largest = max(float(leaf.abs().max()) for leaf in leaves(inputs))
-    tolerance = tolerance * max(1.0, largest / USUAL_INPUT)
-    if not gap <= tolerance:
+    largest = torch.stack([leaf.flatten(1).abs().amax(1) for leaf in leaves(inputs)]).amax(0)
+    tolerances = tolerance * (largest / USUAL_INPUT).clamp(min=1)
+    if not (gap <= tolerances).all():
+        worst = int((gap / tolerances).argmax())
         raise StaleRolloutError(
-            f"log-probabilities of the collected actions differ by {float(gap):.2e} between "
-            f"collecting and updating (rounding explains {float(tolerance):.2e}) though no weight "
-            "moved: look for dropout or batch statistics, a normaliser or mask that changed, or "
-            "another dtype or device"
+            f"log-probabilities of the collected actions differ by {float(gap[worst]):.2e} between "
+            f"collecting and updating (rounding explains {float(tolerances[worst]):.2e}) though no "
+            "weight moved: look for dropout or batch statistics, a normaliser or mask that "
+            "changed, or another dtype or device"
         )
 
 
@@ -267,10 +268,15 @@ class _Recorder:
         arrays["terminated"] &= arrays["valid"]
         arrays["truncated"] &= arrays["valid"]
         last_obs = map_tree(np.array, self._envs.obs)
-        _check_finite(arrays["rewards"], arrays["valid"], "reward")
+        arrays["episode"][~arrays["valid"]] = -1
+        _check_finite(arrays["rewards"], "reward")
         for leaf in leaves(arrays["obs"]):
-            _check_finite(leaf, arrays["valid"], "observation")
+            _check_finite(leaf, "observation")
         rows, final_obs = self._final(last_obs)
+        for leaf in leaves(final_obs):
+            _check_finite(leaf, "final observation", rows)
+        for leaf in leaves(last_obs):
+            _check_finite(leaf, "observation", _each_slot(steps, len(leaf)))
         outputs = to_torch(arrays.pop("outputs"), device)
         share = policy.actions.clipped_share(arrays["actions"][arrays["valid"]])
         tensors = {key: to_torch(tree, device) for key, tree in arrays.items()}
@@ -326,14 +332,21 @@ class _Recorder:
         self._capacity = capacity
 
 
-def _check_finite(numbers: NDArray[Any], valid: NDArray[np.bool_], what: str) -> None:
-    """Refuse what is not a finite number before anything is learned from it."""
+def _check_finite(numbers: NDArray[Any], what: str, rows: NDArray[np.int64] | None = None) -> None:
+    """Refuse what is not a finite number before anything is learned from it.
+
+    ``numbers`` are ``[T, B, ...]``, or ``[K, ...]`` with the ``(t, b)`` of each in ``rows [K, 2]``.
+    """
     if numbers.dtype.kind != "f" or np.isfinite(numbers).all():
         return
-    wrong = ~np.isfinite(numbers).reshape(*valid.shape, -1).all(-1) & valid
-    if wrong.any():
-        t, b = np.argwhere(wrong)[0]
-        raise NonFiniteError(
-            f"environment {b} gave the {what} {numbers[t, b]} at step {t} of the rollout: "
-            "nothing was learned from it; mend the environment"
-        )
+    place = np.argwhere(~np.isfinite(numbers))[0]
+    t, b = place[:2] if rows is None else rows[place[0]]
+    raise NonFiniteError(
+        f"environment {b} gave the {what} {numbers[tuple(place)]} at step {t} of the rollout: "
+        "nothing was learned from it; mend the environment"
+    )
+
+
+def _each_slot(step: int, n_envs: int) -> NDArray[np.int64]:
+    """``(step, b)`` of every environment: ``[B, 2]``."""
+    return np.stack([np.full(n_envs, step), np.arange(n_envs)], 1)

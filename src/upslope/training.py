@@ -81,8 +81,8 @@ class Training:
         started, before = time.perf_counter(), self.timesteps
         if self.iteration == 0:
             self._warm_up()
-        goes_on = True
-        while goes_on and self.timesteps < total_timesteps:
+        goes_on, first = True, self.iteration  # filling a normaliser is no training
+        while goes_on and (self.timesteps < total_timesteps or self.iteration == first):
             if self.iteration and self.iteration % self.checkpoint_every == 0:
                 self.restart_environments()
             progress_remaining = max(0.0, 1 - self.timesteps / total_timesteps)

@@ -1,4 +1,4 @@
-"""Environments that do not exist, cannot be imported, or are none: the nearest one, or the remedy."""
+"""Environments that do not exist, cannot be imported, or are none: nearest id, or remedy."""
 
 from __future__ import annotations
 
@@ -254,12 +254,12 @@ class TestArguments:
             upslope.PPO(thing)
 
     def test_a_made_environment_has_its_number(self) -> None:
-        with pytest.raises(ConfigError, match="n_envs=3 .* 1 environment"):
+        with pytest.raises(ConfigError, match=r"n_envs=3 .* 1 environment"):
             upslope.PPO(gym.make("CartPole-v1"), n_envs=3)
         vector = gym.make_vec("CartPole-v1", 2, vectorization_mode="sync")
-        with pytest.raises(ConfigError, match="n_envs=3 .* 2 environment"):
+        with pytest.raises(ConfigError, match=r"n_envs=3 .* 2 environment"):
             upslope.PPO(vector, n_envs=3)
-        with pytest.raises(ConfigError, match="vec=async .*already made"):
+        with pytest.raises(ConfigError, match=r"vec=async .*already made"):
             upslope.PPO(vector, vec="async")
         with pytest.raises(ConfigError, match="cannot be applied to a VectorEnv"):
             upslope.PPO(vector, max_episode_steps=5)

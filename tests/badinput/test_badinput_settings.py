@@ -353,7 +353,7 @@ class TestErrors:
     )
     def test_total_timesteps(self, steps: Any) -> None:
         agent = upslope.PPO("CartPole-v1", n_envs=1, n_steps=8, batch_size=8)
-        with pytest.raises(ConfigError, match="total_timesteps=.*whole number >= 1"):
+        with pytest.raises(ConfigError, match=r"total_timesteps=.*whole number >= 1"):
             agent.learn(steps)
         assert agent.num_timesteps == 0
 

@@ -189,7 +189,7 @@ class TestCommandLine:
 
 
 class TestArgumentsThatNoFileCanHold:
-    """What ``env_kwargs`` holds goes to the constructor; a model file must be writable all the same."""
+    """``env_kwargs`` go to the constructor; a model file must be writable all the same."""
 
     @pytest.mark.parametrize(
         "value", [np.arange(2), np.float32(0.5), float("inf"), {1, 2}], ids=str

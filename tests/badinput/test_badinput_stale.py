@@ -55,7 +55,7 @@ def test_refused_after_a_move(algorithm: str, move: Callable[[Any], None]) -> No
     evaluated = upslope.evaluate_rollout(agent.policy, rollout)
     before = agent.policy.version
     move(agent)
-    with pytest.raises(StaleRolloutError, match="on-policy|current policy") as caught:
+    with pytest.raises(StaleRolloutError, match=r"on-policy|current policy") as caught:
         upslope.evaluate_rollout(agent.policy, rollout)
     versions = [int(number) for number in re.findall(r"version (\d+)", str(caught.value))]
     assert versions == [before, agent.policy.version]
@@ -102,7 +102,7 @@ def test_a_log_probability_of_somebody_else() -> None:
     learner = make_learner(agent.config, agent.policy)
     rollout = learner.collect(upslope.make_vec_env("CartPole-v1", n_envs=2))
     rollout.log_prob[3, 1] += 1e-3
-    with pytest.raises(StaleRolloutError, match="1.00e-03"):
+    with pytest.raises(StaleRolloutError, match=r"1.00e-03"):
         upslope.evaluate_rollout(agent.policy, rollout)
 
 

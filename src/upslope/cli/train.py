@@ -123,7 +123,7 @@ def _train(asked: argparse.Namespace, algorithm: str, settings: dict[str, Any]) 
 
 def _algorithm(arguments: Sequence[str]) -> str:
     """Look for ``--algo`` first, which decides what flags there are; a settings file may too."""
-    found = "ppo"
+    found: Any = "ppo"
     for i, argument in enumerate(arguments):
         flag, equals, value = argument.partition("=")
         following = value if equals else arguments[i + 1] if i + 1 < len(arguments) else ""

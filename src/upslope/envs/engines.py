@@ -122,6 +122,11 @@ class SyncEngine:
     def _receive(self, i: int, obs: Tree) -> None:
         """Copy one observation in, so that an environment may reuse its own buffer."""
         if isinstance(self._obs, np.ndarray):
+            if np.shape(obs) != self._obs.shape[1:]:
+                raise EnvironmentFaultError(
+                    f"environment {i} gave an observation of shape {np.shape(obs)}, and its space "
+                    f"says {self._obs.shape[1:]}: correct one of them"
+                )
             self._obs[i] = obs
         else:
             map_tree(lambda held, new: held.__setitem__(i, new), self._obs, obs)
@@ -151,8 +156,9 @@ class VectorEngine:
         self.name, self.seeds_episodes = name, seeds_episodes
         self.env = make(None)
         self.n_envs = self.env.num_envs
-        own = (self.env.single_observation_space, self.env.single_action_space)
-        self.observation_space, self.action_space = spaces or own
+        if spaces is None:
+            spaces = (self.env.single_observation_space, self.env.single_action_space)
+        self.observation_space, self.action_space = spaces
         self.autoreset = autoreset_mode(self.env)
 
     def reset(self, seeds: Sequence[int] | None) -> Tree:
@@ -271,11 +277,13 @@ def check_contract(engine: Engine, rng: np.random.Generator, steps: int = 1000) 
             engine.final_obs(infos, int(first[0]))
             return f"SAME_STEP seen at step {step}"
         if engine.autoreset is AutoresetMode.DISABLED:
-            return _check_partial_reset(engine, obs, first, step)
+            _check_partial_reset(engine, obs, first, step)
+            if len(first) < engine.n_envs:  # else nobody was outside the mask
+                return f"DISABLED with reset_mask seen at step {step}"
     return f"no episode ended in {steps} random steps: {engine.autoreset.value} taken on trust"
 
 
-def _check_partial_reset(engine: Engine, obs: Tree, ended: NDArray[Any], step: int) -> str:
+def _check_partial_reset(engine: Engine, obs: Tree, ended: NDArray[Any], step: int) -> None:
     before = map_tree(np.array, obs)
     after = engine.reset_some(ended, [int(i) for i in ended])
     kept = np.setdiff1d(np.arange(engine.n_envs), ended)
@@ -289,7 +297,6 @@ def _check_partial_reset(engine: Engine, obs: Tree, ended: NDArray[Any], step: i
             )
 
     map_tree(compare, before, after)
-    return f"DISABLED with reset_mask seen at step {step}"
 
 
 def fault(where: str, call: str, error: Exception) -> UpslopeError:

@@ -102,6 +102,11 @@ class ActorCritic(nn.Module):
         self.actor_head = head("actor_head", width, self.actions.n_outputs, 0.01)
         if not shared_network:
             self.critic, width = body("vf")
+            if features is not None and self.critic[0] is self.actor[0]:
+                raise ConfigError(
+                    "the features factory returned one module twice: make a new one in each call, "
+                    "or set shared_network"
+                )
         self.critic_head = head("critic_head", width, 1, 1.0)
         self._updates = 0
 
@@ -128,7 +133,7 @@ class ActorCritic(nn.Module):
         Raises:
             ConfigError: for ``actor`` or ``critic`` of a shared network: they cannot move apart.
         """
-        names = [name for name, parameter in self.named_parameters() if parameter.requires_grad]
+        names = [name for name, _ in self.named_parameters()]
         critic = [name for name in names if name.startswith("critic")]
         actor = [name for name in names if not name.startswith("critic")]
         if part != "all" and self.shared_network:

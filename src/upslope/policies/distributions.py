@@ -214,8 +214,7 @@ def make_actions(space: gym.Space[Any], log_std_init: float, dtype: torch.dtype)
     """
     if isinstance(space, gym.spaces.Discrete):
         return CategoricalActions(space)
-    is_box = isinstance(space, gym.spaces.Box) and space.dtype.kind == "f"
-    if is_box and np.prod(space.shape, dtype=int) > 0:
+    if isinstance(space, gym.spaces.Box) and space.dtype.kind == "f" and 0 not in space.shape:
         if np.isnan(space.low).any() or np.isnan(space.high).any():
             raise UnsupportedSpaceError(
                 f"the action space {space} has NaN bounds: give finite bounds or infinities"

@@ -136,4 +136,6 @@ def ratio_tolerance(z: Tensor, mean: Tensor, sigma: Tensor) -> Tensor:
 
 
 def _variance(x: Tensor, valid: Tensor) -> Tensor:
-    return masked_mean((x - masked_mean(x, valid)).square(), valid)
+    centred = x - masked_mean(x, valid)
+    centred = centred - masked_mean(centred, valid)  # or a constant's rounding counts as spread
+    return masked_mean(centred.square(), valid)
