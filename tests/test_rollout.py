@@ -19,7 +19,8 @@ from upslope.algorithms import make_learner
 from upslope.config import PPOConfig
 from upslope.envs.engines import SyncEngine
 from upslope.envs.episodes import Environments
-from upslope.envs.make import find_environment, make_environments
+from upslope.envs.find import find_environment
+from upslope.envs.make import make_environments
 from upslope.errors import ConfigError, StaleRolloutError
 from upslope.optim import GradientStep, Minibatches
 from upslope.policies.actor_critic import ActorCritic

@@ -14,10 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from upslope.algorithms import make_learner
-from upslope.arguments import as_list, check_spaces, features_of, make_config
+from upslope.arguments import OnClassOnly, as_list, check_spaces, features_of, make_config
 from upslope.callbacks import Callback, CallbackList
 from upslope.config import Config, whole_number
-from upslope.envs.make import EnvLike, Source, find_environment, make_environments
+from upslope.envs.find import EnvLike, Source, find_environment
+from upslope.envs.make import make_environments
 from upslope.errors import ConfigError, ModelFileError
 from upslope.evaluation import Sample, Score, evaluate
 from upslope.interrupts import Interrupted, interrupts
@@ -31,18 +32,6 @@ from upslope.trees import Tree
 
 log = logging.getLogger("upslope")
 EVALUATION_ENVS = 16  # slots of an evaluation; fixed, so that a score depends on nothing else
-
-
-class _OnClassOnly:
-    """``PPO.load(path)`` makes an agent; on an instance it would silently do nothing to it."""
-
-    def __get__(self, instance: Agent | None, owner: type[Agent]) -> Callable[..., Agent]:
-        if instance is not None:
-            raise ConfigError(
-                "load makes a new agent and would leave this one as it is: "
-                f"write agent = {owner.__name__}.load(path)"
-            )
-        return owner._load
 
 
 class Agent:
@@ -62,7 +51,7 @@ class Agent:
     """
 
     algorithm: ClassVar[str]
-    load = _OnClassOnly()
+    load = OnClassOnly()
 
     def __init__(
         self,
@@ -165,7 +154,7 @@ class Agent:
         total_timesteps = whole_number("total_timesteps", total_timesteps)
         training = self.training
         if reset_num_timesteps:
-            training.timesteps = 0
+            training.count_anew()
         goal = training.timesteps + total_timesteps
         calls = as_list(callback)
         with contextlib.ExitStack() as stack:
@@ -280,7 +269,8 @@ class Agent:
         envs = make_environments(
             source,
             n_envs=None if given else min(EVALUATION_ENVS, n_episodes),
-            seed=self._evaluation_seed(seed),
+            # never the episodes of training, not even under the run's own seed
+            seed=SeedTree(self._evaluation_seed(seed)).integer("evaluation"),
             vec="auto" if given else "sync",
             max_episode_steps=config.max_episode_steps if env is None else None,
             env_kwargs=config.env_kwargs if env is None else None,
@@ -298,9 +288,8 @@ class Agent:
                 self.training.restart_environments()
 
     def _evaluation_seed(self, seed: int | None) -> int:
-        if seed is None:
-            return SeedTree(self.config.seed).integer("evaluation")
-        return whole_number("seed", seed, low=0)
+        """The seed that is recorded: asked for, or the run's."""
+        return self.config.seed if seed is None else whole_number("seed", seed, low=0)
 
     def save(self, path: str | os.PathLike[str], evaluation: Score | None = None) -> None:
         """Write one model file: weights, normaliser, spaces, settings, and the score where given.

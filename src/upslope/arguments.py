@@ -9,7 +9,7 @@ import gymnasium as gym
 
 from upslope.callbacks import Callback
 from upslope.config import CONFIGS, Config, preset
-from upslope.envs.make import Source
+from upslope.envs.find import Source
 from upslope.errors import ConfigError, ModelFileError
 from upslope.policies.actor_critic import ActorCritic
 from upslope.policies.encoders import FeaturesFactory
@@ -64,3 +64,15 @@ def as_list(callback: Callback | Sequence[Callback] | None) -> list[Callback]:
                 f"callback={each!r} cannot be called: give f(event), or a list of such"
             )
     return callbacks
+
+
+class OnClassOnly:
+    """``PPO.load(path)`` makes an agent; on an instance it would silently do nothing to it."""
+
+    def __get__(self, instance: object, owner: Any) -> Any:
+        if instance is not None:
+            raise ConfigError(
+                "load makes a new agent and would leave this one as it is: "
+                f"write agent = {owner.__name__}.load(path)"
+            )
+        return owner._load

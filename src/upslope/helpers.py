@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import gymnasium as gym
 from gymnasium.vector import VectorEnv
 
 from upslope.agent import Agent
-from upslope.envs.make import EnvLike, find_environment, make_environments
+from upslope.envs.find import EnvLike, find_environment
+from upslope.envs.make import make_environments
 from upslope.errors import ConfigError
 from upslope.policies.make import check_readable
 
@@ -53,6 +55,8 @@ def evaluate_policy(
 def check_env(env: gym.Env[Any, Any], warn: bool = True) -> None:
     """Check an environment against Gymnasium's contract and against what policies here can read.
 
+    ``warn`` lets through what Gymnasium's checker only warns about.
+
     Raises:
         UnsupportedSpaceError: if no policy here fits its spaces.
         Exception: whatever Gymnasium's own checker finds.
@@ -63,4 +67,7 @@ def check_env(env: gym.Env[Any, Any], warn: bool = True) -> None:
         what = "a VectorEnv" if isinstance(env, VectorEnv) else repr(env)  # type: ignore[unreachable]
         raise ConfigError(f"check_env takes a single gymnasium.Env, not {what}")
     check_readable(env.observation_space, env.action_space)
-    gymnasium_check(env.unwrapped, skip_render_check=True)
+    with warnings.catch_warnings():
+        if not warn:
+            warnings.simplefilter("ignore")
+        gymnasium_check(env.unwrapped, skip_render_check=True)

@@ -44,4 +44,5 @@ def interrupts() -> Iterator[list[int]]:
         yield caught
     finally:
         for number, handler in zip(signals, before, strict=True):
-            signal.signal(number, handler)
+            if handler is not None:  # None: set by something other than Python
+                signal.signal(number, handler)

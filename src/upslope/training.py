@@ -109,6 +109,11 @@ class Training:
                 )
                 goes_on = on_iteration(event)
 
+    def count_anew(self) -> None:
+        """Count steps and finished episodes from 0; iterations go on, and with them the streams."""
+        self.timesteps = self.episodes = 0
+        self.recent.clear()
+
     def restart_environments(self) -> None:
         """Cut the running episodes and reseed: what a checkpoint does to every run."""
         self.envs.restart()

@@ -70,7 +70,8 @@ class TestEval:
 
     def test_an_environment_of_the_users_own(self, upslope_command: Command, here: Path) -> None:
         (here / "mine.py").write_text(
-            "import gymnasium as gym\ndef make_env(**more): return gym.make('CartPole-v1', **more)\n"
+            "import gymnasium as gym\n"
+            "def make_env(**more): return gym.make('CartPole-v1', **more)\n"
         )
         upslope.PPO("mine.py:make_env", **SMALL).save("m.safetensors")
         said = upslope_command("eval", "m.safetensors", code=2).err
@@ -123,11 +124,11 @@ class TestPlay:
     def test_the_same_seed_plays_the_same(self, upslope_command: Command, run: Path) -> None:
         for more in ([], ["--sampled"]):
             played = [
-                upslope_command("play", run, "--episodes=3", "--seed=5", *more).out
+                upslope_command("play", run, "--episodes=1", "--seed=5", *more).out
                 for _ in range(2)
             ]
             assert played[0] == played[1]
-            assert played[0].count("episode") == 3
+            assert played[0].startswith("episode 1: return ")
 
     def test_without_a_display(
         self, upslope_command: Command, run: Path, monkeypatch: pytest.MonkeyPatch

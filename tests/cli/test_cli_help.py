@@ -36,7 +36,7 @@ class TestHelp:
             "import sys\n"
             "from upslope.cli.main import main\n"
             f"assert main({arguments}) == 0\n"
-            "heavy = {'torch', 'gymnasium', 'numpy', 'scipy', 'rich', 'safetensors'} & set(sys.modules)\n"
+            "heavy = {'torch', 'gymnasium', 'numpy', 'scipy', 'rich'} & set(sys.modules)\n"
             "assert not heavy, heavy\n"
         )
         seconds, text = min(processor_seconds(code) for _ in range(2))

@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and closed pipes: the iteration is finished, the model saved, the exit code told."""
+"""Ctrl-C, SIGTERM and closed pipes: the iteration is finished, the model saved, the exit told."""
 
 from __future__ import annotations
 
@@ -49,12 +49,14 @@ def state(run: Path) -> Any:
 def test_a_signal(
     upslope_process: Start, here: Path, number: int, code: int, group: bool, more: list[str]
 ) -> None:
-    process = upslope_process("train", "CartPole-v1", *LONG, *more, "--quiet")
+    process = upslope_process("train", "CartPole-v1", *LONG, *more)
     wait_for_rows(process, here / "run")
     (os.killpg if group else os.kill)(process.pid, number)
     out, err = process.communicate(timeout=30)
     assert process.returncode == code
-    assert (out, err) == ("", "")
+    assert err == ""
+    assert "(interrupted)" in out
+    assert "\nrun      run\n" in out
     ended = state(here / "run")
     assert (ended["state"], ended["exit_code"]) == ("interrupted", code)
     assert ended["timesteps"] == 64 * ended["iterations"]
@@ -62,24 +64,18 @@ def test_a_signal(
     assert not (here / "run" / "evaluation.json").exists()
 
 
-def test_ctrl_c_says_where_everything_lies(upslope_process: Start, here: Path) -> None:
-    process = upslope_process("train", "CartPole-v1", *LONG, "--n-envs=2")
-    wait_for_rows(process, here / "run")
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="no /proc")
+def test_ctrl_c_before_anything_began(upslope_process: Start, here: Path) -> None:
+    process = upslope_process("train", "CartPole-v1", *LONG)
+    maps, deadline = Path(f"/proc/{process.pid}/maps"), time.monotonic() + 60
+    while "torch" not in maps.read_text():  # its libraries are being loaded
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=30)
     assert process.returncode == 130
-    assert err == ""
-    assert "(interrupted)" in out
-    assert "run      run" in out
-
-
-def test_ctrl_c_before_anything_began(upslope_process: Start, here: Path) -> None:
-    process = upslope_process("train", "CartPole-v1", *LONG)
-    time.sleep(0.6)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=30)
-    assert process.returncode in (130, -signal.SIGINT)
-    assert err.count("\n") <= 1 or "Traceback" in err  # Python itself may still be starting
+    assert (out, err) == ("", "upslope: interrupted\n")
+    assert list(here.iterdir()) == []
 
 
 def test_ctrl_c_in_the_final_evaluation(upslope_process: Start, here: Path) -> None:
@@ -114,5 +110,5 @@ def test_a_pipe_that_closes_does_not_stop_training(upslope_process: Start, here:
     process.stderr.close()
     process.stdout = process.stderr = None
     ended = state(here / "run")
-    assert (ended["state"], ended["timesteps"]) == ("finished", 2048 - 2048 % 64 - 32 * 0)
+    assert (ended["state"], ended["timesteps"]) == ("finished", 2048)
     assert (here / "run" / "evaluation.json").exists()

@@ -123,8 +123,8 @@ class TestRun:
             "                   max_episode_steps=20)\n"
         )
         upslope_command(
-            "train", "gliders_for_a_test:Glider-v0", "--total-timesteps=10", "--quiet", "--episodes=2",
-            "--run-dir=run",
+            "train", "gliders_for_a_test:Glider-v0", "--total-timesteps=10", "--quiet",
+            "--episodes=2", "--run-dir=run",
         )  # fmt: skip
         assert settings(here / "run")["n_envs"] == 8
         said = upslope_command("eval", "run", code=2).err
@@ -135,9 +135,9 @@ class TestRun:
 class TestFlags:
     def test_underscores_are_hyphens(self, upslope_command: Command, here: Path) -> None:
         upslope_command(
-            "train", "CartPole-v1", "--n_envs=2", "--n_steps", "32", "--batch_size=32", "--n_epochs=1",
-            "--total_timesteps=64", "--run_dir=run", "--gae_lambda=0.5", "--no_ortho_init",
-            "--episodes=0", "--env_kwargs", "sutton_barto_reward=true",
+            "train", "CartPole-v1", "--n_envs=2", "--n_steps", "32", "--batch_size=32",
+            "--n_epochs=1", "--total_timesteps=64", "--run_dir=run", "--gae_lambda=0.5",
+            "--no_ortho_init", "--episodes=0", "--env_kwargs", "sutton_barto_reward=true",
         )  # fmt: skip
         made = settings(here / "run")
         assert (made["n_envs"], made["n_steps"], made["gae_lambda"]) == (2, 32, 0.5)
@@ -183,9 +183,9 @@ class TestFlags:
     @pytest.mark.parametrize("baseline", ["none", "mean", "loo", "value"])
     def test_reinforce(self, upslope_command: Command, here: Path, baseline: str) -> None:
         upslope_command(
-            "train", "CartPole-v1", "--algo", "reinforce", "--returns=episode", "--baseline", baseline,
-            "--batch-episodes=3", "--total-timesteps=100", "--n-envs=2", "--episodes=2", "--run-dir=run",
-            "--quiet",
+            "train", "CartPole-v1", "--algo", "reinforce", "--returns=episode", "--baseline",
+            baseline, "--batch-episodes=3", "--total-timesteps=100", "--n-envs=2", "--episodes=2",
+            "--run-dir=run", "--quiet",
         )  # fmt: skip
         made = settings(here / "run")
         assert (made["returns"], made["baseline"], made["batch_episodes"]) == (

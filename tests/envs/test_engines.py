@@ -18,7 +18,8 @@ from transcript import advantages_by_hand, advantages_of_ppo, transitions
 
 from upslope.envs.engines import SyncEngine, VectorEngine, autoreset_mode
 from upslope.envs.episodes import Environments
-from upslope.envs.make import find_environment, make_environments
+from upslope.envs.find import find_environment
+from upslope.envs.make import make_environments
 from upslope.errors import ConfigError, EnvironmentFaultError
 from upslope.rollout import collect, evaluate_rollout
 from upslope.seeding import SeedTree

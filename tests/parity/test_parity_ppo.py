@@ -27,7 +27,8 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 from upslope.algorithms import ppo, reinforce
 from upslope.config import PPOConfig, ReinforceConfig
-from upslope.envs.make import find_environment, make_environments
+from upslope.envs.find import find_environment
+from upslope.envs.make import make_environments
 from upslope.policies.actor_critic import ActorCritic
 from upslope.rollout import EvaluatedRollout, Rollout, collect, evaluate_rollout
 from upslope.seeding import SeedTree

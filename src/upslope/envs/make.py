@@ -1,22 +1,13 @@
-"""Anything a user calls an environment -> one vector of them on an engine.
-
-An environment is named by a registered id, ``module:Env-v0``, ``my_env.py:make_env``, or given as a
-``gym.Env``, a factory, or a ``gymnasium.vector.VectorEnv``.
-"""
+"""Environments of a source -> one vector of them on an engine."""
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import importlib.util
 import os
-import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from inspect import signature
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import gymnasium as gym
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, VectorEnv
@@ -24,11 +15,9 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, VectorEnv
 from upslope.config import whole_number
 from upslope.envs.engines import Engine, SyncEngine, VectorEngine, check_contract
 from upslope.envs.episodes import Environments
-from upslope.errors import ConfigError, UnknownEnvironmentError, UpslopeError
+from upslope.envs.find import Source, explained, limited, spec_of
+from upslope.errors import ConfigError
 from upslope.seeding import SeedTree
-
-Made = TypeVar("Made")
-EnvLike = str | gym.Env[Any, Any] | VectorEnv[Any, Any, Any] | Callable[[], gym.Env[Any, Any]]
 
 # EnvPool 1.2's version of these is Gymnasium's task: equal limits, rewards, ends and dynamics under
 # equal actions (tests/envs). Not in the list: Pendulum (another integration at the speed limit),
@@ -41,81 +30,6 @@ ENVPOOL_IS_SAME_TASK = frozenset(
 ENGINES = ("auto", "envpool", "native", "sync", "async")
 ENVS_PER_THREAD = 16  # of EnvPool
 NATIVE_FROM = 8  # environments from which a native vector beats plain ones
-_EXTRAS = {"mujoco": "mujoco", "box2d": "box2d"}  # package of gymnasium.envs -> our extra
-_PLUGINS = {  # prefix of an id -> (package that registers it, our extra)
-    "ALE/": ("ale_py", "atari"),
-    "MiniGrid-": ("minigrid", "minigrid"),
-    "BabyAI-": ("minigrid", "minigrid"),
-}
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where environments come from: exactly one of ``id``, ``factory`` and ``instance`` is set."""
-
-    name: str
-    id: str | None = None
-    factory: Callable[[], gym.Env[Any, Any]] | None = None
-    instance: gym.Env[Any, Any] | VectorEnv[Any, Any, Any] | None = None
-    reward_threshold: float | None = None
-    max_episode_steps: int | None = None
-    is_registered: bool = field(default=False)
-
-    def plain_env(
-        self, env_kwargs: Mapping[str, Any], limit: int | None, **more: Any
-    ) -> gym.Env[Any, Any]:
-        """Make one plain environment (``more``: e.g. ``render_mode``)."""
-        if self.id is not None:
-            env_id, limited = self.id, _limited(limit)
-            return _explained(env_id, lambda: gym.make(env_id, **limited, **env_kwargs, **more))
-        if self.factory is not None:
-            env = _called(self.name, self.factory, {**env_kwargs, **more})
-            if not isinstance(env, gym.Env):
-                raise UnknownEnvironmentError(
-                    f"the factory {self.name} returned {type(env).__name__}, "
-                    "not a gymnasium.Env: return the environment"
-                )
-        elif isinstance(self.instance, gym.Env):
-            env = self.instance
-        else:
-            raise ConfigError(
-                f"{self.name} is a vector of environments; this needs a single one: "
-                "give an id or a factory"
-            )
-        return env if limit is None else gym.wrappers.TimeLimit(env, limit)
-
-
-def find_environment(env: EnvLike) -> Source:
-    """Say what ``env`` is, without making it.
-
-    Raises:
-        UnknownEnvironmentError: with the nearest ids, the available versions, or the missing extra.
-    """
-    if isinstance(env, str):
-        path, colon, attribute = env.rpartition(":")
-        if colon and path.endswith(".py"):
-            return Source(env, factory=_factory_from_file(path, attribute))
-        spec = _find_spec(env)
-        return Source(
-            env,
-            id=env,
-            reward_threshold=None
-            if spec.reward_threshold is None
-            else float(spec.reward_threshold),
-            max_episode_steps=spec.max_episode_steps,
-            is_registered=not colon,
-        )
-    if isinstance(env, (gym.Env, VectorEnv)):
-        own = env.spec
-        name = own.id if own is not None else type(env.unwrapped).__name__
-        threshold = own.reward_threshold if own is not None else None
-        return Source(name, instance=env, reward_threshold=threshold)
-    if callable(env):
-        return Source(getattr(env, "__name__", type(env).__name__), factory=env)
-    raise UnknownEnvironmentError(
-        f"{env!r} is no environment: "
-        "give an id, a gymnasium.Env, a factory or a gymnasium.vector.VectorEnv"
-    )
 
 
 def make_environments(
@@ -208,15 +122,10 @@ def _choose(source: Source, n_envs: int, kwargs: Mapping[str, Any]) -> str:
     """The fixed rule of ``--vec auto``."""
     if source.id is None or n_envs < NATIVE_FROM:
         return "sync"
-    if _spec(source.id).vector_entry_point is not None:
+    if spec_of(source.id).vector_entry_point is not None:
         return "native"
     known = source.id in ENVPOOL_IS_SAME_TASK and not kwargs
     return "envpool" if known and importlib.util.find_spec("envpool") else "sync"
-
-
-def _spec(env_id: str) -> gym.envs.registration.EnvSpec:
-    """The spec of an id whose module, if it names one, was imported when it was found."""
-    return gym.spec(env_id.rpartition(":")[2])
 
 
 def _takes_seeds(env: VectorEnv[Any, Any, Any]) -> bool:
@@ -230,19 +139,13 @@ def _native_engine(source: Source, n: int, limit: int | None, kwargs: dict[str, 
         raise ConfigError(
             f"{source.name} has no native vector version: use --vec sync or --vec async"
         )
-    limited = _limited(limit)
-    vector = _explained(
+    vector = explained(
         env_id,
         lambda: gym.make_vec(
-            env_id, n, vectorization_mode="vector_entry_point", **limited, **kwargs
+            env_id, n, vectorization_mode="vector_entry_point", **limited(limit), **kwargs
         ),
     )
     return VectorEngine(lambda _: vector, name="native")
-
-
-def _limited(limit: int | None) -> dict[str, Any]:
-    """The keyword argument that cuts episodes, where they are to be cut."""
-    return {} if limit is None else {"max_episode_steps": limit}
 
 
 def _envpool_engine(source: Source, n: int, limit: int | None) -> Engine:
@@ -263,142 +166,23 @@ def _envpool_engine(source: Source, n: int, limit: int | None) -> Engine:
         )
     if task not in envpool.list_all_envs():
         raise ConfigError(f"EnvPool has no {task}: use --vec sync or --vec async")
-    limited = _limited(limit)
     threads = max(1, min(os.cpu_count() or 1, n // ENVS_PER_THREAD))
 
     def make(seeds: Sequence[int] | None) -> VectorEnv[Any, Any, Any]:
         seed = list(range(n)) if seeds is None else list(seeds)
         with warnings.catch_warnings():  # its float64 bounds are stored in float32
             warnings.simplefilter("ignore")
-            return envpool.make_gymnasium(  # type: ignore[no-any-return]
-                task, num_envs=n, num_threads=threads, seed=seed, **limited
+            pool: VectorEnv[Any, Any, Any] = envpool.make_gymnasium(
+                task, num_envs=n, num_threads=threads, seed=seed, **limited(limit)
             )
+            _ = pool.observation_space, pool.action_space  # made, and warned about, when first read
+        return pool
 
     return VectorEngine(make, name="envpool", rebuild=True, spaces=_spaces_of(task))
 
 
 def _spaces_of(env_id: str) -> tuple[gym.Space[Any], gym.Space[Any]]:
     """Gymnasium's own spaces: EnvPool states others for the same task (dtypes, some bounds)."""
-    env = _explained(env_id, lambda: gym.make(env_id))
+    env = explained(env_id, lambda: gym.make(env_id))
     env.close()
     return env.observation_space, env.action_space
-
-
-def _find_spec(env_id: str) -> gym.envs.registration.EnvSpec:
-    module, colon, name = env_id.rpartition(":")
-    if colon:
-        _import_from_here(module, env_id)
-    for prefix, (package, extra) in _PLUGINS.items():
-        if name.startswith(prefix):
-            try:
-                gym.register_envs(importlib.import_module(package))
-            except ImportError:
-                raise UnknownEnvironmentError(
-                    f"{env_id} needs {package}: run pip install 'upslope[{extra}]'"
-                ) from None
-    try:
-        return gym.spec(name)
-    except gym.error.Error as error:
-        raise UnknownEnvironmentError(_nearest(name, error)) from None
-
-
-def _import_from_here(module: str, env_id: str) -> None:
-    """Import a user's module as ``python`` would from the current directory."""
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    try:
-        importlib.import_module(module)
-    except Exception as error:
-        raise UnknownEnvironmentError(
-            f"cannot import {module!r} for {env_id}: {type(error).__name__}: {error}; "
-            "install it, or run from its directory"
-        ) from error
-
-
-def _nearest(name: str, error: Exception) -> str:
-    """One sentence on an id that is not registered: its versions, or the nearest ids."""
-    stem = name.rpartition("-v")[0] or name
-    versions = sorted(known for known in gym.registry if known.rpartition("-v")[0] == stem)
-    if versions:
-        return f"there is no environment {name!r}; available: {', '.join(versions)}"
-    by_lower = {known.lower(): known for known in gym.registry}
-    near = difflib.get_close_matches(name.lower(), by_lower, n=3, cutoff=0.5)
-    hint = f"; did you mean {', '.join(by_lower[n] for n in near)}?" if near else ""
-    return (
-        f"there is no environment {name!r}{hint} "
-        "(`upslope envs` lists all; own ones are my_env.py:make_env or module:Env-v0)"
-    )
-
-
-def _explained(env_id: str, make: Callable[[], Made]) -> Made:
-    """Call ``make``, turning what Gymnasium raises into one sentence with the remedy."""
-    try:
-        return make()
-    except UpslopeError:
-        raise
-    except gym.error.DependencyNotInstalled as error:
-        entry = str(_spec(env_id).entry_point)
-        extra = next((extra for part, extra in _EXTRAS.items() if f".{part}" in entry), None)
-        remedy = f"run pip install 'upslope[{extra}]'" if extra else str(error)
-        raise UnknownEnvironmentError(
-            f"{env_id} needs a package that is not installed: {remedy}"
-        ) from error
-    except TypeError as error:
-        raise ConfigError(
-            f"{env_id} does not take these arguments: {error}; check --env-kwargs"
-        ) from error
-    except Exception as error:
-        raise UnknownEnvironmentError(
-            f"{env_id} cannot be made: {type(error).__name__}: {error} (--debug shows where)"
-        ) from error
-
-
-def _called(name: str, factory: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
-    """Call a user's factory, turning what it raises into one sentence with the remedy."""
-    try:
-        signature(factory).bind(**arguments)
-    except TypeError as error:
-        wanted = "render_mode" if "render_mode" in arguments else "these arguments"
-        raise ConfigError(f"the factory {name} does not take {wanted}: {error}") from error
-    except ValueError:
-        pass  # a builtin without a signature
-    try:
-        return factory(**arguments)
-    except UpslopeError:
-        raise
-    except Exception as error:
-        raise UnknownEnvironmentError(
-            f"the factory {name} raised {type(error).__name__}: {error} (--debug shows where)"
-        ) from error
-
-
-def _factory_from_file(path: str, attribute: str) -> Callable[[], gym.Env[Any, Any]]:
-    """Run a user's file and return the factory it defines."""
-    file = Path(path)
-    if not file.is_file():
-        raise UnknownEnvironmentError(
-            f"there is no file {path!r}: give FILE.py:FACTORY relative to {os.getcwd()}"
-        )
-    sys.path.insert(0, str(file.resolve().parent))
-    spec = importlib.util.spec_from_file_location(file.stem, file)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules.setdefault(file.stem, module)
-    try:
-        spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:
-        raise UnknownEnvironmentError(
-            f"{path} raised {type(error).__name__} when run: {error}"
-        ) from error
-    factory = getattr(module, attribute, None)
-    if not callable(factory):
-        known = [
-            name
-            for name, value in vars(module).items()
-            if callable(value) and not name.startswith("_")
-        ]
-        raise UnknownEnvironmentError(
-            f"{path} defines no factory {attribute!r}; it defines {', '.join(known) or 'none'}"
-        )
-    return factory  # type: ignore[no-any-return]

@@ -126,30 +126,33 @@ class RunDirectory:
         self, kind: type[BaseException] | None, error: BaseException | None, _: object
     ) -> None:
         """Save the policy as it is and say how the run ended, whatever happened."""
-        if self._unwritten is not None:
-            self._write_row(self._unwritten)
-        self._file.close()
-        if self._board is not None:
-            self._board.close()
-        self._agent.save(self.path / MODEL)
+        try:
+            if self._unwritten is not None:
+                self._write_row(self._unwritten)
+            self._file.close()
+            if self._board is not None:
+                self._board.close()
+            self._agent.save(self.path / MODEL)
+        finally:
+            self._say_how_it_ended(error)
+
+    def _say_how_it_ended(self, error: BaseException | None) -> None:
         interrupted = isinstance(error, KeyboardInterrupt)
-        ended = "finished" if error is None else "interrupted" if interrupted else "failed"
-        code = 0 if error is None else getattr(error, "exit_code", 130 if interrupted else 1)
         training = self._agent.training
-        self.state |= {
-            "state": ended,
-            "exit_code": code,
-            "error": None if error is None else str(error),
-            "finished": _now(),
-            "seconds": time.time() - self._started,
-            "timesteps": training.timesteps,
-            "iterations": training.iteration,
-            "episodes": training.episodes,
-            "phase_seconds": {
-                name: round(spent, 6) for name, spent in training.phase_seconds().items()
-            },
-        }
-        self._write_state()
+        phases = training.phase_seconds()
+        self.update(
+            state="finished" if error is None else "interrupted" if interrupted else "failed",
+            exit_code=0
+            if error is None
+            else getattr(error, "exit_code", 130 if interrupted else 1),
+            error=None if error is None else str(error),
+            finished=_now(),
+            seconds=time.time() - self._started,
+            timesteps=training.timesteps,
+            iterations=training.iteration,
+            episodes=training.episodes,
+            phase_seconds={name: round(spent, 6) for name, spent in phases.items()},
+        )
 
     def write_evaluation(self, score: Score) -> None:
         """Write evaluation.json, and the model file again with the score in its header."""

@@ -13,7 +13,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Self
 
-from upslope.training import Event
+from upslope.training import WINDOW, Event
 
 if TYPE_CHECKING:
     from rich.live import Live
@@ -120,7 +120,7 @@ def return_text(event: Event) -> str:
     mean = event.metrics.get("rollout/ep_rew_mean")
     if mean is None:
         return "no finished episode yet"
-    count = min(100, int(event.metrics["rollout/episodes"]))
+    count = min(WINDOW, int(event.metrics["rollout/episodes"]))
     return f"{mean:,.1f} over {count} episodes"
 
 

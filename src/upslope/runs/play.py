@@ -25,7 +25,7 @@ def play(
     if agent.source is None:
         raise ConfigError("this model has no environment: give env=")
     mode = "human" if video is None else "rgb_array"
-    config, seeds = agent.config, SeedTree(seed)
+    config, seeds = agent.config, SeedTree(SeedTree(seed).integer("evaluation"))
     env = agent.source.plain_env(config.env_kwargs, config.max_episode_steps, render_mode=mode)
     film = None if video is None else _Film(video, int(env.metadata.get("render_fps") or 30))
     try:

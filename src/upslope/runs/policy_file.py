@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from upslope.config import CONFIGS, Config
-from upslope.envs.make import EnvLike, Source, find_environment
+from upslope.envs.find import EnvLike, Source, find_environment
 from upslope.errors import ConfigError, ModelFileError
 from upslope.policies.actor_critic import ActorCritic
 from upslope.policies.distributions import CategoricalActions
