@@ -7,6 +7,7 @@ and ``theory/returns.py`` with ``theory/objectives.py``.
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -195,7 +196,8 @@ class Training:
                 if values:
                     name = "success_rate" if key == "is_success" else key
                     metrics[f"rollout/{name}"] = float(np.mean(values))
-        return metrics | {f"train/{name}": value for name, value in update.items()}
+        metrics |= {f"train/{name}": value for name, value in update.items()}
+        return {tag: value for tag, value in metrics.items() if math.isfinite(value)}
 
 
 @contextlib.contextmanager

@@ -69,6 +69,7 @@ def test_ctrl_c_before_anything_began(upslope_process: Start, here: Path) -> Non
     process = upslope_process("train", "CartPole-v1", *LONG)
     maps, deadline = Path(f"/proc/{process.pid}/maps"), time.monotonic() + 60
     while "torch" not in maps.read_text():  # its libraries are being loaded
+        assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
@@ -85,6 +86,7 @@ def test_ctrl_c_in_the_final_evaluation(upslope_process: Start, here: Path) -> N
     )  # fmt: skip
     deadline = time.monotonic() + 60
     while not (here / "run" / "model.safetensors").exists():
+        assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.05)
     time.sleep(0.3)

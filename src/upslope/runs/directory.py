@@ -36,6 +36,12 @@ COLUMNS = (
 )  # fmt: skip
 
 
+def exit_code(error: BaseException) -> int:
+    """The command line's exit code for what ended a run."""
+    otherwise = 130 if isinstance(error, KeyboardInterrupt) else 1
+    return int(getattr(error, "exit_code", otherwise))
+
+
 def default_path(env_name: str, algorithm: str, seed: int) -> Path:
     """Return ``runs/<env>__<algo>__s<seed>__<stamp>`` with what file systems dislike replaced."""
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
@@ -118,7 +124,8 @@ class RunDirectory:
         """Write a row every ``log_interval`` iterations; the last one gets one in any case."""
         self._note_return(event)
         self._unwritten = event
-        if event.iteration % self._agent.training.log_every == 0:
+        was_evaluated = any(tag.startswith("eval/") for tag in event.metrics)
+        if was_evaluated or event.iteration % self._agent.training.log_every == 0:
             self._write_row(event)
         return True
 
@@ -142,9 +149,7 @@ class RunDirectory:
         phases = training.phase_seconds()
         self.update(
             state="finished" if error is None else "interrupted" if interrupted else "failed",
-            exit_code=0
-            if error is None
-            else getattr(error, "exit_code", 130 if interrupted else 1),
+            exit_code=0 if error is None else exit_code(error),
             error=None if error is None else str(error),
             finished=_now(),
             seconds=time.time() - self._started,
