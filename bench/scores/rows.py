@@ -41,7 +41,4 @@ ROWS = (
     Row("Pendulum-v1", "ppo", 100_000, "D", -250, -175),
     Row("InvertedPendulum-v5", "ppo", 200_000, "D", 950, 1000),
     Row("HalfCheetah-v5", "ppo", 500_000, "S", 1400, 4000),
-    Row("LunarLander-v3", "ppo", 300_000, "T", 140, 183),
-    Row("Hopper-v5", "ppo", 500_000, "S", 1270, 1950),
-    Row("Reacher-v5", "ppo", 300_000, "S", -6.5, -5.0),
 )

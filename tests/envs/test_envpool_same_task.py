@@ -1,4 +1,4 @@
-"""``--vec auto`` takes EnvPool only where its version is Gymnasium's task: equal actions, equal rewards."""
+"""``--vec auto`` takes EnvPool only where it is the same task: equal actions, equal rewards."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ def train_summary(
     if score is not None:
         lines += score_lines(score)
     lines.append(f"run      {directory.path}")
-    lines.append(f"next     upslope play {directory.path}")
+    lines.append(f"next     upslope play {directory.path}{_env_flag(agent)}")
     return "\n".join(lines)
 
 
@@ -68,6 +68,12 @@ def sample_text(sample: Sample) -> str:
     if sample.success_rate is not None:
         text += f", success {100 * sample.success_rate:.0f} %"
     return text
+
+
+def _env_flag(agent: Agent) -> str:
+    """What has to be typed where the environment is not one that Gymnasium has registered."""
+    source = agent.source
+    return f" --env {source.name}" if source is not None and not source.is_registered else ""
 
 
 def _goal(stop_return: float, state: dict[str, object]) -> str:
