@@ -15,23 +15,19 @@ def train(batches: int = 60, steps_per_batch: int = 3000, seed: int = 0) -> list
         observations, actions, weights, returns = [], [], [], []
         while len(actions) < steps_per_batch:  # always finish the episode: cutting it would bias
             obs, _ = env.reset(seed=seed if not batch + len(actions) else None)
-            rewards, done = [], False
-            while not done:
+            rewards, terminated, truncated = [], False, False
+            while not (terminated or truncated):
                 with torch.no_grad():
                     action = Categorical(logits=policy(torch.as_tensor(obs))).sample()
                 observations.append(torch.as_tensor(obs))
                 actions.append(action)
                 obs, reward, terminated, truncated, _ = env.step(action.item())
                 rewards.append(float(reward))
-                done = terminated or truncated
             returns.append(sum(rewards))
             weights += [sum(rewards)] * len(rewards)  # R(tau) at every step of the episode
-        log_prob = Categorical(logits=policy(torch.stack(observations))).log_prob(
-            torch.stack(actions)
-        )
-        pseudo_loss = -(
-            log_prob * torch.tensor(weights)
-        ).mean()  # not a loss: see the returns instead
+        distribution = Categorical(logits=policy(torch.stack(observations)))
+        log_prob = distribution.log_prob(torch.stack(actions))
+        pseudo_loss = -(log_prob * torch.tensor(weights)).mean()  # no loss: watch the returns
         optimizer.zero_grad()
         pseudo_loss.backward()
         optimizer.step()

@@ -19,7 +19,7 @@ from upslope.callbacks import Callback, CallbackList
 from upslope.config import Config, whole_number
 from upslope.envs.find import EnvLike, Source, find_environment
 from upslope.envs.make import make_environments
-from upslope.errors import ConfigError, ModelFileError
+from upslope.errors import ConfigError, EnvironmentFaultError, ModelFileError
 from upslope.evaluation import Sample, Score, evaluate
 from upslope.interrupts import Interrupted, interrupts
 from upslope.policies.actor_critic import ActorCritic
@@ -175,7 +175,12 @@ class Agent:
                     raise Interrupted(interrupted[0])
                 return goes_on
 
-            training.run(goal, on_iteration, self)
+            try:
+                training.run(goal, on_iteration, self)
+            except EnvironmentFaultError:
+                if interrupted:  # the signal reached the workers first
+                    raise Interrupted(interrupted[0]) from None
+                raise
         if training.timesteps > goal:
             log.info(
                 "trained %d steps, %d more than asked: iterations are whole",

@@ -23,7 +23,14 @@ def make_config(
         raise ConfigError(f"preset={wanted!r} is not one of auto, none")
     tuned = preset(source.id or "", algorithm) if wanted == "auto" else {}
     taken = {"preset": "auto"} if tuned else {}
-    return CONFIGS[algorithm].from_settings(tuned | settings | taken)
+    try:
+        return CONFIGS[algorithm].from_settings(tuned | settings | taken)
+    except ConfigError as error:
+        if not tuned or "batch_size" in settings or "batch_size" not in str(error):
+            raise
+        raise ConfigError(
+            f"{error}; the preset of {source.id} set it, and preset=none (--preset none) leaves it"
+        ) from None
 
 
 def features_of(policy: str | FeaturesFactory) -> FeaturesFactory | None:

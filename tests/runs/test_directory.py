@@ -350,3 +350,15 @@ class TestPlaces:
         assert read(tmp_path / "run" / "evaluation.json") == json.loads(json.dumps(score.to_json()))
         header = read_header(tmp_path / "run" / "model.safetensors")
         assert header["evaluation"] == json.loads(json.dumps(score.to_json()))
+
+
+def test_without_the_extra_there_is_no_events_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    ppo(tmp_path / "run").learn(128)
+    names = {path.name for path in (tmp_path / "run").iterdir()}
+    assert "progress.csv" in names
+    assert "model.safetensors" in names
+    assert not any(name.startswith("events") for name in names)
+    assert read(tmp_path / "run" / "run.json")["state"] == "finished"

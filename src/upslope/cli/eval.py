@@ -48,7 +48,7 @@ def run(arguments: Sequence[str]) -> int:
     with evaluation_bar(2 * asked.episodes, quiet=asked.json) as progress:
         score = agent.evaluate(asked.episodes, seed=asked.seed, progress=progress)
     if asked.json:
-        print(json.dumps({**score.to_json(), "model": str(path)}))
+        print(json.dumps(score.to_json()))
     else:
         print("\n".join([*score_lines(score), f"model    {path} (this policy, not the algorithm)"]))
     return 0
@@ -68,6 +68,8 @@ def load_run(run: str, env: str | None, **settings: Any) -> tuple[Agent, Path]:
             f"{run} is no run directory with a model.safetensors and no model file: check the path"
         )
 
+    import gymnasium as gym
+
     from upslope.agent import load
     from upslope.runs.model_file import read_header
 
@@ -75,9 +77,10 @@ def load_run(run: str, env: str | None, **settings: Any) -> tuple[Agent, Path]:
         agent = load(path, env, **settings)
         if agent.source is None:
             recorded = read_header(path)["environment"]["name"]
+            is_typed = ":" in recorded or recorded in gym.registry
             raise ConfigError(
                 f"{path} was trained on {recorded}, which is not imported because a file says so: "
-                f"add --env {recorded if ':' in recorded else 'FILE.py:FACTORY'}"
+                f"add --env {recorded if is_typed else 'FILE.py:FACTORY'}"
             )
     except ConfigError as error:
         if "features factory" in str(error):

@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _command(arguments)(arguments[1:])
     except SystemExit as done:  # --help and --version
-        return int(done.code or 0)
+        return done.code if isinstance(done.code, int) else 0 if done.code is None else 2
     except KeyboardInterrupt as stopped:
         print("upslope: interrupted", file=sys.stderr)
         return getattr(stopped, "exit_code", 130)
@@ -46,6 +46,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             print(f"upslope: {error}", file=sys.stderr)
         return error.exit_code
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        else:
+            print(
+                f"upslope: unexpected {type(error).__name__}: {error}; "
+                "this is a bug, and --debug shows where",
+                file=sys.stderr,
+            )
+        return 1
     finally:
         _flush()
 

@@ -39,7 +39,7 @@ def parser(algorithm: str) -> Parser:
                      help="stop once the last 100 finished episodes average R")  # fmt: skip
     run.add_argument(
         "--preset",
-        default="auto",
+        default=None,
         metavar="{auto,none}",
         help="tuned settings where there are some (default: auto)",
     )
@@ -80,13 +80,14 @@ def _train(asked: argparse.Namespace, algorithm: str, settings: dict[str, Any]) 
     from upslope.callbacks import EvalCallback, StopTrainingOnRewardThreshold
     from upslope.cli.summary import train_summary
     from upslope.config import preset_timesteps
-    from upslope.runs.directory import BEST_MODEL, RunDirectory, default_path
+    from upslope.runs.directory import BEST_MODEL, RunDirectory, default_path, exit_code
     from upslope.runs.live import LiveProgress
 
-    agent = AGENTS[algorithm](asked.env, **({"preset": asked.preset} | settings))
+    wanted = settings.pop("preset", "auto")
+    agent = AGENTS[algorithm](asked.env, preset=wanted, **settings)
     source, config = agent.source, agent.config
     assert source is not None
-    total = asked.total_timesteps or preset_timesteps(source.id, algorithm, asked.preset)
+    total = asked.total_timesteps or preset_timesteps(source.id, algorithm, wanted)
     path = (
         Path(asked.run_dir) if asked.run_dir else default_path(source.name, algorithm, config.seed)
     )
@@ -112,8 +113,12 @@ def _train(asked: argparse.Namespace, algorithm: str, settings: dict[str, Any]) 
         except KeyboardInterrupt:
             interrupted = True  # run.json has the exit code of the signal
     if asked.episodes and not interrupted:
-        with evaluation_bar(2 * asked.episodes, quiet=asked.quiet) as progress:
-            score = agent.evaluate(asked.episodes, progress=progress)
+        try:
+            with evaluation_bar(2 * asked.episodes, quiet=asked.quiet) as progress:
+                score = agent.evaluate(asked.episodes, progress=progress)
+        except KeyboardInterrupt as stopped:
+            directory.update(state="interrupted", exit_code=exit_code(stopped))
+            raise
         directory.write_evaluation(score)
     if not asked.quiet:
         print(train_summary(agent, directory, score, asked.stop_return))
@@ -164,6 +169,8 @@ def _read(path: str) -> dict[str, Any]:
         if isinstance(error, ConfigError):
             raise
         raise ConfigError(f"--config {path} cannot be read: {error}") from error
+    if isinstance(settings, dict) and {"settings", "algorithm"} <= set(settings):
+        return {**settings["settings"], "algo": settings["algorithm"]}  # config.json of a run
     if not isinstance(settings, dict):
         raise ConfigError(f"--config {path} must hold a table of settings, such as gamma = 0.98")
     return settings

@@ -211,7 +211,11 @@ class VectorEngine:
         return infos["final_obs"][index]
 
     def close(self) -> None:
-        self.env.close()
+        try:
+            self.env.close()
+        except (OSError, EOFError):  # a worker died; the others must not outlive us
+            for process in getattr(self.env, "processes", ()):
+                process.terminate()
 
     def _culprit(self) -> str:
         """Which environment raised, where Gymnasium's async vector shows it by a closed pipe."""

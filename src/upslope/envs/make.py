@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import multiprocessing
 import os
+import signal
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -113,7 +115,14 @@ def _make_engine(
         return source.plain_env(kwargs, limit)
 
     if kind == "async":
-        vector = AsyncVectorEnv([make] * n, copy=False, autoreset_mode=AutoresetMode.DISABLED)
+
+        def make_in_worker() -> gym.Env[Any, Any]:
+            _leave_signals_to_the_parent()
+            return make()
+
+        vector = AsyncVectorEnv(
+            [make_in_worker] * n, copy=False, autoreset_mode=AutoresetMode.DISABLED
+        )
         return VectorEngine(lambda _: vector, name="async", seeds_episodes=True)
     return SyncEngine([make() for _ in range(n)])
 
@@ -126,6 +135,13 @@ def _choose(source: Source, n_envs: int, kwargs: Mapping[str, Any]) -> str:
         return "native"
     known = source.id in ENVPOOL_IS_SAME_TASK and not kwargs
     return "envpool" if known and importlib.util.find_spec("envpool") else "sync"
+
+
+def _leave_signals_to_the_parent() -> None:
+    """In a worker: Ctrl-C on a terminal reaches all processes, and only the parent acts on it."""
+    if multiprocessing.parent_process() is not None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _takes_seeds(env: VectorEnv[Any, Any, Any]) -> bool:

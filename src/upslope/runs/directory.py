@@ -108,6 +108,7 @@ class RunDirectory:
         self._rows = csv.DictWriter(self._file, self._columns, extrasaction="ignore", restval="")
         self._rows.writeheader()
         self._board: Any = None
+        self._rows_written = 0
         self._unwritten: Event | None = None
 
     @classmethod
@@ -184,18 +185,18 @@ class RunDirectory:
         self._rows.writerow({key: _number(value) for key, value in event.metrics.items()})
         self._file.flush()
         self._unwritten = None
-        board = self._tensorboard()
-        if board is not None:
+        if self._rows_written == 0:
+            self._open_board()
+        self._rows_written += 1
+        if self._board is not None:
             for key, value in event.metrics.items():
-                board.add_scalar(key, value, event.timesteps)
+                self._board.add_scalar(key, value, event.timesteps)
 
-    def _tensorboard(self) -> Any:
-        """Open the events file at the first row, if the extra is installed."""
-        if self._board is None:
-            from upslope.runs.tensorboard import open_events
+    def _open_board(self) -> None:
+        """Open the events file at the first row, where the extra is installed."""
+        from upslope.runs.tensorboard import open_events
 
-            self._board = open_events(self.path)
-        return self._board or None
+        self._board = open_events(self.path)
 
     def _write_state(self) -> None:
         _write_json(self.path / RUN, self.state)

@@ -108,7 +108,7 @@ class LiveProgress:
 
 def plain_line(event: Event, usage: str) -> str:
     """One line for logs: return, steps, steps a second, time left, the machine's use."""
-    share = 100 * event.timesteps / event.total_timesteps
+    share = min(100, 100 * event.timesteps / event.total_timesteps)
     return (
         f"return {return_text(event)} | {event.timesteps:,} steps ({share:.0f} %) | "
         f"{event.metrics['time/fps']:,.0f} steps/s | {left_text(event)} left | {usage}"

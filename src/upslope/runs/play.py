@@ -30,7 +30,7 @@ def play(
     film = None if video is None else _Film(video, int(env.metadata.get("render_fps") or 30))
     try:
         for number in range(n_episodes):
-            obs, _ = env.reset(seed=seeds.integer("episode", number))
+            obs = _begin(env, seeds.integer("episode", number), film)
             total, length, done, terminated = 0.0, 0, False, False
             while not done:
                 _render(env, film)
@@ -43,6 +43,19 @@ def play(
         env.close()
         if film is not None:
             film.close()
+
+
+def _begin(env: Any, seed: int, film: _Film | None) -> Any:
+    """Reset, which opens the window where there is no film."""
+    try:
+        return env.reset(seed=seed)[0]
+    except Exception as error:
+        if film is not None:
+            raise
+        raise ConfigError(
+            f"no window can be opened here ({type(error).__name__}: {error}); "
+            "film instead with --video FILE.mp4"
+        ) from error
 
 
 def _render(env: Any, film: _Film | None) -> None:

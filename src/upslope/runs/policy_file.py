@@ -5,6 +5,7 @@ A name inside a file (environment, features factory) is shown to people and neve
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 import platform
@@ -133,6 +134,7 @@ def load_model(
                 else "without a features factory: leave policy out"
             )
             raise ConfigError(f"{os.fspath(path)} was made {wanted}")
+        _ = [header["environment"][key] for key in ("name", "id", "is_registered")]
         bare = LoadedModel(None, header)  # type: ignore[arg-type]
         observations = space_from_json(header["observation_space"])
         actions = space_from_json(header["action_space"])
@@ -192,8 +194,9 @@ def _bounds_to_json(bounds: Any) -> list[Any]:
 def _self_test(policy: ActorCritic, observations: Tree | None) -> dict[str, torch.Tensor]:
     """Up to eight raw observations with the outputs and values this policy gives them now."""
     if observations is None:
-        policy.observation_space.seed(0)
-        observations = np.stack([policy.observation_space.sample() for _ in range(SELF_TEST_ROWS)])
+        space = copy.deepcopy(policy.observation_space)  # the user's own keeps its stream
+        space.seed(0)
+        observations = np.stack([space.sample() for _ in range(SELF_TEST_ROWS)])
     rows = torch.as_tensor(np.array(observations[:SELF_TEST_ROWS]), device=policy.device)
     with torch.no_grad():
         inputs = policy.prepare(rows)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import time
 from pathlib import Path
-from typing import Any
 
 
 class Events:
@@ -29,6 +28,6 @@ class Events:
         self._writer.close()
 
 
-def open_events(directory: Path) -> Any:
-    """Return the writer, or False where the extra is not installed."""
-    return Events(directory) if importlib.util.find_spec("tensorboard") else False
+def open_events(directory: Path) -> Events | None:
+    """Return the writer, or None where the extra is not installed."""
+    return Events(directory) if importlib.util.find_spec("tensorboard") else None
