@@ -13,6 +13,7 @@ An engine only steps and resets; what its rows mean is decided in one place, ``e
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -212,10 +213,13 @@ class VectorEngine:
 
     def close(self) -> None:
         try:
-            self.env.close()
+            with warnings.catch_warnings():  # about a step that is still waited for
+                warnings.simplefilter("ignore")
+                self.env.close()
         except (OSError, EOFError):  # a worker died; the others must not outlive us
             for process in getattr(self.env, "processes", ()):
                 process.terminate()
+            self.env.closed = True
 
     def _culprit(self) -> str:
         """Which environment raised, where Gymnasium's async vector shows it by a closed pipe."""
