@@ -38,11 +38,16 @@ def interrupts() -> Iterator[list[int]]:
             raise Interrupted(number)
         caught.append(number)
 
-    signals = (signal.SIGINT, signal.SIGTERM)
-    before = [signal.signal(number, remember) for number in signals]
+    heard = {
+        number: handler
+        for number in (signal.SIGINT, signal.SIGTERM)
+        # None: set by something other than Python; ignored, as in a shell's background job: kept
+        if (handler := signal.getsignal(number)) not in (None, signal.SIG_IGN)
+    }
+    for number in heard:
+        signal.signal(number, remember)
     try:
         yield caught
     finally:
-        for number, handler in zip(signals, before, strict=True):
-            if handler is not None:  # None: set by something other than Python
-                signal.signal(number, handler)
+        for number, handler in heard.items():
+            signal.signal(number, handler)
