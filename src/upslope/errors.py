@@ -27,7 +27,7 @@ class UnsupportedSpaceError(ConfigError):
 
 
 class StaleRolloutError(UpslopeError, RuntimeError):
-    """Data the current policy did not collect; policy gradients are on-policy (docs/theory)."""
+    """Data the current policy did not collect; policy gradients are on-policy."""
 
     exit_code = 2
 

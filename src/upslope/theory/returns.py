@@ -190,8 +190,7 @@ def standardize(x: Tensor, valid: Tensor, epsilon: float = 1e-8) -> Tensor:
     Returns:
         Shape of ``x``, without unit.
 
-    Eq: 6.7. Source: as in Stable-Baselines3's PPO; it rescales and slightly turns the gradient
-    (docs/theory).
+    Eq: 6.7. Source: as in Stable-Baselines3's PPO; it rescales and slightly turns the gradient.
     """
     weight = valid.to(x.dtype)
     count = weight.sum().clamp(min=1)
