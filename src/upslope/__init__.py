@@ -10,14 +10,22 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from upslope import policies, theory
-    from upslope.agent import PPO, REINFORCE, Agent, load
+    from upslope.agent import A2C, NPG, PPO, REINFORCE, TRPO, VPG, Agent, load
     from upslope.callbacks import (
         CallbackList,
         CheckpointCallback,
         EvalCallback,
         StopTrainingOnRewardThreshold,
     )
-    from upslope.config import Config, PPOConfig, ReinforceConfig
+    from upslope.config import (
+        A2CConfig,
+        Config,
+        NPGConfig,
+        PPOConfig,
+        ReinforceConfig,
+        TRPOConfig,
+        VPGConfig,
+    )
     from upslope.errors import UpslopeError
     from upslope.helpers import check_env, evaluate_policy, make_vec_env
     from upslope.policies.actor_critic import ActorCritic
@@ -27,8 +35,13 @@ if TYPE_CHECKING:
 __version__ = metadata.version("upslope")
 
 __all__ = [
+    "A2C",
+    "NPG",
     "PPO",
     "REINFORCE",
+    "TRPO",
+    "VPG",
+    "A2CConfig",
     "ActorCritic",
     "Agent",
     "CallbackList",
@@ -36,11 +49,14 @@ __all__ = [
     "Config",
     "EvalCallback",
     "Event",
+    "NPGConfig",
     "PPOConfig",
     "ReinforceConfig",
     "Rollout",
     "StopTrainingOnRewardThreshold",
+    "TRPOConfig",
     "UpslopeError",
+    "VPGConfig",
     "check_env",
     "collect",
     "evaluate_policy",
@@ -52,8 +68,12 @@ __all__ = [
 ]
 
 _HOME = {
+    "A2C": "agent",
+    "NPG": "agent",
     "PPO": "agent",
     "REINFORCE": "agent",
+    "TRPO": "agent",
+    "VPG": "agent",
     "Agent": "agent",
     "load": "agent",
     "ActorCritic": "policies.actor_critic",
@@ -61,9 +81,13 @@ _HOME = {
     "CheckpointCallback": "callbacks",
     "EvalCallback": "callbacks",
     "StopTrainingOnRewardThreshold": "callbacks",
+    "A2CConfig": "config",
     "Config": "config",
+    "NPGConfig": "config",
     "PPOConfig": "config",
     "ReinforceConfig": "config",
+    "TRPOConfig": "config",
+    "VPGConfig": "config",
     "Event": "training",
     "UpslopeError": "errors",
     "check_env": "helpers",

@@ -35,7 +35,7 @@ EVALUATION_ENVS = 16  # slots of an evaluation; fixed, so that a score depends o
 
 
 class Agent:
-    """A policy, its environments and the algorithm that trains it. Use ``PPO`` or ``REINFORCE``.
+    """A policy, its environments and the algorithm that trains it. Use ``PPO``, ``TRPO`` and so on.
 
     Args:
         env: an environment id (``module:Env-v0`` works), ``my_env.py:make_env``, a ``gym.Env``, a
@@ -354,13 +354,39 @@ class REINFORCE(Agent):
     algorithm = "reinforce"
 
 
+class VPG(Agent):
+    """VPG with GAE (Schulman et al. 2016); settings: :class:`upslope.config.VPGConfig`."""
+
+    algorithm = "vpg"
+
+
+class A2C(Agent):
+    """A2C (Mnih et al. 2016); settings: :class:`upslope.config.A2CConfig`."""
+
+    algorithm = "a2c"
+
+
+class NPG(Agent):
+    """Natural policy gradient (Kakade 2001); settings: :class:`upslope.config.NPGConfig`."""
+
+    algorithm = "npg"
+
+
+class TRPO(Agent):
+    """TRPO (Schulman et al. 2015); settings: :class:`upslope.config.TRPOConfig`."""
+
+    algorithm = "trpo"
+
+
 class PPO(Agent):
     """PPO (Schulman et al. 2017); settings: :class:`upslope.config.PPOConfig`."""
 
     algorithm = "ppo"
 
 
-AGENTS: dict[str, type[Agent]] = {"reinforce": REINFORCE, "ppo": PPO}
+AGENTS: dict[str, type[Agent]] = {
+    agent.algorithm: agent for agent in (REINFORCE, VPG, A2C, NPG, TRPO, PPO)
+}
 
 
 def load(

@@ -20,6 +20,7 @@ import torch
 from upslope.algorithms import Learner
 from upslope.config import Config
 from upslope.envs.episodes import Environments, Episode
+from upslope.errors import NonFiniteError
 from upslope.policies.actor_critic import ActorCritic
 from upslope.rollout import Rollout, collect, evaluate_rollout
 from upslope.trees import flatten_time
@@ -91,7 +92,7 @@ class Training:
                 rollout = self.learner.collect(self.envs)
             with self.phase("evaluate"):
                 evaluated = evaluate_rollout(self.policy, rollout)
-            with self.phase("update"):
+            with self.phase("update"), undone_on_failure(self.policy):
                 rng = self.envs.seeds.generator("minibatches", self.iteration)
                 update = self.learner.update(rollout, evaluated, progress_remaining, rng)
                 update |= self._move_normalizers(rollout)
@@ -210,6 +211,22 @@ def torch_threads(rows_per_step: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@contextlib.contextmanager
+def undone_on_failure(policy: ActorCritic) -> Iterator[None]:
+    """Put the weights back if the block finds a number that is not finite.
+
+    An update may move the actor before its critic fails.
+    """
+    before = [parameter.detach().clone() for parameter in policy.parameters()]
+    try:
+        yield
+    except NonFiniteError:
+        with torch.no_grad():
+            for parameter, weights in zip(policy.parameters(), before, strict=True):
+                parameter.copy_(weights)
+        raise
 
 
 class _Phase:

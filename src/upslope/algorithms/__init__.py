@@ -6,7 +6,8 @@ and the pseudo-loss whose gradient it follows (``loss``).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from importlib import import_module
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     import numpy as np
@@ -38,7 +39,5 @@ class Learner(Protocol):
 
 def make_learner(config: Config, policy: ActorCritic) -> Learner:
     """Return the page of ``config.algorithm`` for a policy."""
-    from upslope.algorithms import ppo, reinforce
-
-    pages: dict[str, Any] = {"ppo": ppo.Learner, "reinforce": reinforce.Learner}
-    return pages[config.algorithm](config, policy)  # type: ignore[no-any-return]
+    page = import_module(f"upslope.algorithms.{config.algorithm}")
+    return page.Learner(config, policy)  # type: ignore[no-any-return]

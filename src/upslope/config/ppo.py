@@ -2,30 +2,20 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import ClassVar
 
-from upslope.config.base import Config
+from upslope.config.rollout import RolloutConfig
 from upslope.config.settings import Schedule, setting
 from upslope.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
-class PPOConfig(Config):
+class PPOConfig(RolloutConfig):
     """PPO: clipped surrogate, several epochs of minibatches per rollout (Schulman et al. 2017)."""
 
     algorithm: ClassVar[str] = "ppo"
 
-    n_steps: int | None = setting(
-        None,
-        "steps per environment and rollout (derived: 2048 // n_envs)",
-        kind="int",
-        low=1,
-        high=10_000_000,
-        optional=True,
-        source="as in Stable-Baselines3 for one environment",
-    )
     batch_size: int = setting(
         64,
         "rows per minibatch",
@@ -40,14 +30,6 @@ class PPOConfig(Config):
         kind="int",
         low=1,
         high=10_000,
-        source="as in Stable-Baselines3",
-    )
-    gae_lambda: float = setting(
-        0.95,
-        "trace decay of GAE",
-        kind="float",
-        low=0.0,
-        high=1.0,
         source="as in Stable-Baselines3",
     )
     clip_range: Schedule = setting(
@@ -80,12 +62,6 @@ class PPOConfig(Config):
         optional=True,
         source="as in Stable-Baselines3",
     )
-    normalize_advantage: bool = setting(
-        True,
-        "standardise advantages",
-        kind="bool",
-        source="as in Stable-Baselines3",
-    )
     normalize_advantage_over: str = setting(
         "minibatch",
         "rows over which advantages are standardised",
@@ -94,22 +70,9 @@ class PPOConfig(Config):
         source="as in Stable-Baselines3",
     )
 
-    def steps_per_iteration(self, episode_limit: int) -> int:
-        return (self.n_envs or 1) * (self.n_steps or 1)
-
-    def iterations_per_episode(self, episode_limit: int) -> int:
-        return -(-episode_limit // (self.n_steps or 1))
-
     @property
     def rows_per_step(self) -> int:
         return self.batch_size
-
-    def for_other_environments(self) -> Self:
-        return dataclasses.replace(self, n_envs=None, n_steps=None)
-
-    def resolve(self, n_envs: int) -> Self:
-        n_steps = self.n_steps or max(1, 2048 // n_envs)
-        return dataclasses.replace(self, n_envs=n_envs, n_steps=n_steps)
 
     def check_together(self) -> None:
         super().check_together()

@@ -156,6 +156,10 @@ class ActorCritic(nn.Module):
         trunk = self.actor if self.shared_network else self.critic
         return self.critic_head(trunk(inputs)).squeeze(-1)  # type: ignore[no-any-return]
 
+    def distribution_of(self, inputs: Tree, mask: Tensor | None = None) -> Distribution:
+        """pi(.|s) for prepared ``inputs [N, ...]``, differentiable in the weights."""
+        return self.actions.distribution(self.outputs(inputs)[0], mask)
+
     def evaluate_actions(
         self, inputs: Tree, actions: Tree, state: Tree = (), mask: Tensor | None = None
     ) -> Evaluation:

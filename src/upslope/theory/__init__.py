@@ -1,5 +1,5 @@
 """The mathematics: pure functions of time-major tensors ``[T, B]``, dtypes kept, each once."""
 
-from upslope.theory import diagnostics, objectives, returns
+from upslope.theory import diagnostics, objectives, returns, trust_region
 
-__all__ = ["diagnostics", "objectives", "returns"]
+__all__ = ["diagnostics", "objectives", "returns", "trust_region"]
