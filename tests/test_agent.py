@@ -34,7 +34,30 @@ def make_reinforce(env: Any = "CartPole-v1", **settings: Any) -> upslope.REINFOR
     return upslope.REINFORCE(env, **({"batch_episodes": 3, "net_arch": (8,)} | settings))
 
 
-MAKERS: list[Callable[..., upslope.Agent]] = [make_ppo, make_reinforce]
+def make_vpg(env: Any = "CartPole-v1", **settings: Any) -> upslope.VPG:
+    return upslope.VPG(env, **({"n_steps": 32, "net_arch": (8,)} | settings))
+
+
+def make_a2c(env: Any = "CartPole-v1", **settings: Any) -> upslope.A2C:
+    return upslope.A2C(env, **({"n_steps": 16, "net_arch": (8,)} | settings))
+
+
+def make_npg(env: Any = "CartPole-v1", **settings: Any) -> upslope.NPG:
+    return upslope.NPG(env, **({"n_steps": 32, "net_arch": (8,)} | settings))
+
+
+def make_trpo(env: Any = "CartPole-v1", **settings: Any) -> upslope.TRPO:
+    return upslope.TRPO(env, **({"n_steps": 32, "net_arch": (8,)} | settings))
+
+
+MAKERS: list[Callable[..., upslope.Agent]] = [
+    make_reinforce,
+    make_vpg,
+    make_a2c,
+    make_npg,
+    make_trpo,
+    make_ppo,
+]
 
 
 def cartpole() -> gym.Env[Any, Any]:

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 import upslope
+from upslope.config import CONFIGS
 from upslope.errors import ConfigError
 from upslope.runs.directory import CLOCKS
 from upslope.runs.model_file import read_model
@@ -94,29 +95,82 @@ def reinforce(env: Any, **settings: Any) -> upslope.REINFORCE:
     return upslope.REINFORCE(env, **(small | settings))
 
 
+def vpg(env: Any, **settings: Any) -> upslope.VPG:
+    small = {"n_envs": 8, "n_steps": 8, "batch_size": 64, "net_arch": (16,), "learning_rate": 1e-2}
+    return upslope.VPG(env, **(small | {"critic_learning_rate": 5e-3} | settings))
+
+
+def a2c(env: Any, **settings: Any) -> upslope.A2C:
+    small = {"n_envs": 8, "n_steps": 8, "net_arch": (16,), "learning_rate": 5e-3}
+    return upslope.A2C(env, **(small | settings))
+
+
+def npg(env: Any, **settings: Any) -> upslope.NPG:
+    small = {"n_envs": 8, "n_steps": 32, "batch_size": 64, "net_arch": (16,), "cg_damping": 0.01}
+    return upslope.NPG(env, **(small | {"learning_rate": 5e-3, "target_kl": 0.03} | settings))
+
+
+def trpo(env: Any, **settings: Any) -> upslope.TRPO:
+    small = {"n_envs": 8, "n_steps": 32, "batch_size": 64, "net_arch": (16,), "cg_damping": 0.01}
+    return upslope.TRPO(env, **(small | {"learning_rate": 5e-3, "target_kl": 0.03} | settings))
+
+
+LADDER = [reinforce, vpg, a2c, npg, trpo, ppo]
+
+
 def weights(agent: upslope.Agent) -> torch.Tensor:
     return torch.cat([tensor.detach().flatten().double() for tensor in agent.policy.parameters()])
 
 
 class TestKnownOptimum:
-    @pytest.mark.parametrize(("make", "rate"), [(ppo, 1e-2), (reinforce, 2e-2)])
-    def test_bandit(self, make: Callable[..., upslope.Agent], rate: float) -> None:
-        agent = make(Bandit, seed=1, learning_rate=rate)
+    @pytest.mark.parametrize(
+        ("make", "settings"),
+        [
+            (reinforce, {"learning_rate": 2e-2}),
+            (vpg, {"learning_rate": 2e-2}),
+            (a2c, {"learning_rate": 2e-2}),
+            (npg, {"target_kl": 0.1}),
+            (trpo, {"target_kl": 0.1}),
+            (ppo, {"learning_rate": 1e-2}),
+        ],
+    )
+    def test_bandit(self, make: Callable[..., upslope.Agent], settings: dict[str, float]) -> None:
+        agent = make(Bandit, seed=1, **settings)
         assert agent.evaluate(200, seed=0).sampled.mean < 0.6
         score = agent.learn(3000).evaluate(200, seed=0)
         assert score.sampled.mean > 0.97
         assert score.deterministic.mean == pytest.approx(1, abs=0.03)
 
-    @pytest.mark.parametrize(("make", "rate"), [(ppo, 5e-3), (reinforce, 2e-2)])
-    def test_chain(self, make: Callable[..., upslope.Agent], rate: float) -> None:
-        score = make(Chain, seed=1, learning_rate=rate).learn(8000).evaluate(100, seed=0)
+    @pytest.mark.parametrize(
+        ("make", "settings"),
+        [
+            (reinforce, {"learning_rate": 2e-2}),
+            (vpg, {}),
+            (a2c, {}),
+            (npg, {}),
+            (trpo, {}),
+            (ppo, {"learning_rate": 5e-3}),
+        ],
+    )
+    def test_chain(self, make: Callable[..., upslope.Agent], settings: dict[str, float]) -> None:
+        score = make(Chain, seed=1, **settings).learn(8000).evaluate(100, seed=0)
         assert score.deterministic.mean == 1.0
         assert score.deterministic.lengths.tolist() == [3] * 100
         assert score.sampled.mean > 0.97
 
-    @pytest.mark.parametrize(("make", "rate"), [(ppo, 5e-3), (reinforce, 3e-2)])
-    def test_target(self, make: Callable[..., upslope.Agent], rate: float) -> None:
-        agent = make(Target, seed=1, log_std_init=-1.0, learning_rate=rate).learn(6000)
+    @pytest.mark.parametrize(
+        ("make", "settings"),
+        [
+            (reinforce, {"learning_rate": 3e-2}),
+            (vpg, {}),
+            (a2c, {}),
+            (npg, {}),
+            (trpo, {}),
+            (ppo, {"learning_rate": 5e-3}),
+        ],
+    )
+    def test_target(self, make: Callable[..., upslope.Agent], settings: dict[str, float]) -> None:
+        agent = make(Target, seed=1, log_std_init=-1.0, **settings).learn(6000)
         action, _ = agent.predict(ONE, deterministic=True)
         assert action[0] == pytest.approx(0.6, abs=0.12)
         assert agent.evaluate(20).deterministic.mean > -0.015
@@ -169,7 +223,7 @@ class TestRungs:
         with pytest.raises(ConfigError, match="shared_network"):
             reinforce(Chain, baseline="value", shared_network=True)
 
-    @pytest.mark.parametrize("make", [ppo, reinforce])
+    @pytest.mark.parametrize("make", LADDER)
     @pytest.mark.parametrize(
         "settings",
         [
@@ -190,6 +244,10 @@ class TestRungs:
     def test_settings_run(
         self, make: Callable[..., upslope.Agent], settings: dict[str, Any]
     ) -> None:
+        if settings.get("shared_network") and make in (vpg, npg, trpo):
+            with pytest.raises(ConfigError, match="cannot train its actor and critic apart"):
+                make("CartPole-v1", **settings)
+            return
         agent, events = make("CartPole-v1", **settings), []
         before = weights(agent)
         agent.learn(600, callback=lambda event: events.append(event.metrics) or True)
@@ -216,7 +274,7 @@ class TestRungs:
         agent.learn(600, callback=lambda event: events.append(event.metrics) or True)
         assert all(np.isfinite(value) for metrics in events for value in metrics.values())
 
-    @pytest.mark.parametrize("make", [ppo, reinforce])
+    @pytest.mark.parametrize("make", LADDER)
     def test_filling_the_normaliser_is_no_training(
         self, make: Callable[..., upslope.Agent]
     ) -> None:
@@ -280,7 +338,7 @@ class TestPlan:
 
 
 class TestMetrics:
-    @pytest.mark.parametrize("make", [ppo, reinforce])
+    @pytest.mark.parametrize("make", LADDER)
     def test_the_mean_is_of_the_last_hundred_episodes(
         self, make: Callable[..., upslope.Agent]
     ) -> None:
@@ -355,19 +413,19 @@ class TestSeeds:
     def run(self, algorithm: str, vec: str, seed: int, path: Path) -> tuple[Any, Any]:
         common = {"n_envs": 3, "vec": vec, "seed": seed, "run_dir": path, "net_arch": (8,)}
         common |= {"norm_obs": True, "norm_reward": True, "warmup_steps": 64, "log_interval": 1}
-        if algorithm == "ppo":
-            agent: upslope.Agent = upslope.PPO(
-                "CartPole-v1", n_steps=32, batch_size=32, n_epochs=2, max_episode_steps=20, **common
-            )
+        if algorithm == "reinforce":
+            agent: upslope.Agent = upslope.REINFORCE("CartPole-v1", batch_episodes=5, **common)
         else:
-            agent = upslope.REINFORCE("CartPole-v1", batch_episodes=5, **common)
+            own = {"ppo": {"batch_size": 32, "n_epochs": 2}}.get(algorithm, {})
+            make = getattr(upslope, algorithm.upper())
+            agent = make("CartPole-v1", n_steps=32, max_episode_steps=20, **own, **common)
         agent.learn(600)
         assert agent.training.envs.restarts > 1
         agent.close()
         return read_model(path / "model.safetensors")[1], table(path)
 
     @pytest.mark.parametrize("vec", ENGINES)
-    @pytest.mark.parametrize("algorithm", ["ppo", "reinforce"])
+    @pytest.mark.parametrize("algorithm", CONFIGS)
     def test_decide_every_bit(self, algorithm: str, vec: str, tmp_path: Path) -> None:
         one, rows = self.run(algorithm, vec, 7, tmp_path / "one")
         two, again = self.run(algorithm, vec, 7, tmp_path / "two")

@@ -21,7 +21,7 @@ FIELDS = {
     algorithm: [declared.name for declared in dataclasses.fields(config)]
     for algorithm, config in CONFIGS.items()
 }
-AGENTS = {"ppo": upslope.PPO, "reinforce": upslope.REINFORCE}
+AGENTS = {algorithm: getattr(upslope, algorithm.upper()) for algorithm in CONFIGS}
 
 
 def with_one_letter_removed(names: list[str]) -> list[tuple[str, str]]:
@@ -78,7 +78,9 @@ class TestNames:
 
     @pytest.mark.parametrize("name", ["ppp", "reinforc", "PPO", "", "dqn"])
     def test_algorithms(self, refused: Callable[..., str], name: str) -> None:
-        assert "reinforce, ppo" in refused("train", "CartPole-v1", "--algo", name)
+        assert "reinforce, vpg, a2c, npg, trpo, ppo" in refused(
+            "train", "CartPole-v1", "--algo", name
+        )
 
     def test_commands(self, refused: Callable[..., str]) -> None:
         assert "did you mean 'train'?" in refused("trian", "CartPole-v1")
@@ -217,6 +219,27 @@ OUT_OF_RANGE: list[tuple[str, str, Any, str]] = [
     ("reinforce", "baseline", "median", "none, mean, loo, value"),
     ("reinforce", "critic_learning_rate", -1, "> 0"),
     ("reinforce", "n_critic_updates", 0, ">= 1"),
+    ("vpg", "gae_lambda", 1.5, ">= 0 and <= 1"),
+    ("vpg", "critic_learning_rate", 0, "> 0"),
+    ("vpg", "n_critic_updates", 0, ">= 1"),
+    ("vpg", "batch_size", 0, ">= 1"),
+    ("vpg", "n_steps", 0, ">= 1"),
+    ("a2c", "n_steps", 0, ">= 1"),
+    ("a2c", "vf_coef", -1, ">= 0"),
+    ("a2c", "rms_prop_eps", 0, "> 0"),
+    ("a2c", "rms_prop_eps", NAN, "finite"),
+    ("npg", "target_kl", 0, "> 0"),
+    ("npg", "target_kl", INF, "finite"),
+    ("npg", "cg_max_steps", 0, ">= 1"),
+    ("npg", "cg_damping", -0.1, ">= 0"),
+    ("npg", "line_search_shrinking_factor", 1, "<= 0.999"),
+    ("npg", "line_search_max_iter", 0, ">= 1"),
+    ("trpo", "target_kl", -0.01, "> 0"),
+    ("trpo", "cg_max_steps", 2.5, "whole number"),
+    ("trpo", "cg_damping", NAN, "finite"),
+    ("trpo", "line_search_shrinking_factor", 0, "> 0"),
+    ("trpo", "line_search_max_iter", -1, ">= 1"),
+    ("trpo", "learning_rate", "lin_0", "> 0"),
 ]
 FLAGS = [
     row for row in OUT_OF_RANGE if isinstance(row[2], (int, float, str)) and row[1] != "preset"
@@ -316,7 +339,7 @@ class TestSettingsFiles:
             ("a.json", '{"gamma": 0.9', "cannot be read"),
             ("a.json", "", "cannot be read"),
             ("a.toml", "gamma = \n", "cannot be read"),
-            ("a.toml", 'algo = "dqn"\n', "reinforce, ppo"),
+            ("a.toml", 'algo = "dqn"\n', "reinforce, vpg, a2c, npg, trpo, ppo"),
             ("a.toml", 'algo = ["ppo"]\n', "algo"),
             ("a.yaml", "gamma: 0.9\n", ".toml or .json"),
             ("a", "gamma: 0.9\n", ".toml or .json"),

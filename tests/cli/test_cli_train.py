@@ -14,6 +14,7 @@ import pytest
 import torch
 
 import upslope
+from upslope.config import CONFIGS
 from upslope.runs.directory import CLOCKS
 from upslope.runs.model_file import read_header, read_model
 
@@ -250,9 +251,11 @@ class TestSettingsFiles:
 
 
 class TestSeeds:
-    @pytest.mark.parametrize("algorithm", ["ppo", "reinforce"])
+    @pytest.mark.parametrize("algorithm", CONFIGS)
     def test_decide_every_bit(self, upslope_command: Command, here: Path, algorithm: str) -> None:
-        own = TINY if algorithm == "ppo" else ["--batch-episodes=3", "--n-envs=2"]
+        own = {"ppo": TINY, "reinforce": ["--batch-episodes=3", "--n-envs=2"]}.get(
+            algorithm, ["--n-steps=32", "--n-envs=2"]
+        )
         for run, seed in (("a", 3), ("b", 3), ("c", 4)):
             upslope_command(
                 "train", "CartPole-v1", "--algo", algorithm, *own, f"--seed={seed}", "-n", "400",
