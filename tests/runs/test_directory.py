@@ -200,6 +200,17 @@ class TestRows:
             assert last[name]
         assert last["train/clip_fraction"] == ""
 
+    @pytest.mark.parametrize("algorithm", CONFIGS)
+    def test_every_metric_has_a_column(self, algorithm: str, tmp_path: Path) -> None:
+        metrics: dict[str, float] = {}
+        settings = {"n_envs": 2, "net_arch": (8,), "run_dir": tmp_path / "run"}
+        agent = getattr(upslope, algorithm.upper())("CartPole-v1", log_interval=1, **settings)
+        agent.learn(300, callback=lambda event: metrics.update(event.metrics))
+        assert metrics.keys() <= set(COLUMNS)
+        last = rows(tmp_path / "run")[-1]
+        assert all(last[name] for name in metrics)
+        assert ("train/is_line_search_success" in metrics) == (algorithm in ("npg", "trpo"))
+
 
 class Paying(gym.Env[Any, Any]):
     """Two steps that pay 0.25 and 0.75, so that each return is 1."""

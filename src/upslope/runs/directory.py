@@ -31,7 +31,8 @@ COLUMNS = (
     "rollout/success_rate", "rollout/valid_share", "rollout/clipped_share",
     "train/policy_gradient_loss", "train/value_loss", "train/entropy_loss", "train/approx_kl",
     "train/clip_fraction", "train/clip_range", "train/clip_range_vf", "train/explained_variance",
-    "train/learning_rate", "train/grad_norm", "train/normalizer_kl", "train/gradient_snr",
+    "train/learning_rate", "train/grad_norm", "train/is_line_search_success",
+    "train/line_search_scale", "train/normalizer_kl", "train/gradient_snr",
     "eval/mean_reward", "eval/mean_ep_length", "eval/success_rate",
 )  # fmt: skip
 
