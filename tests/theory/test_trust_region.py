@@ -15,6 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from upslope.envs.tabular import random_mdp
+from upslope.lab import exact
+from upslope.lab.policies import SoftmaxTable
 from upslope.optim import ActorFunctions
 from upslope.policies.actor_critic import ActorCritic
 from upslope.policies.distributions import Categorical, DiagonalGaussian
@@ -34,6 +37,8 @@ F64 = torch.float64
 Pair = tuple[Tensor, Tensor]
 EXAMPLES = settings(max_examples=30, deadline=None)
 N_STATES, N_FEATURES, N_ACTIONS = 5, 3, 4
+GAMMA = 0.8
+PROBLEM = random_mdp(N_STATES, N_ACTIONS, None, seed=4, termination=0.2)
 SPACES = {
     "discrete": gym.spaces.Discrete(N_ACTIONS),
     "box": gym.spaces.Box(-1.0, 1.0, (2,), np.float64),
@@ -41,9 +46,11 @@ SPACES = {
 every_space = pytest.mark.parametrize("space", SPACES)
 
 
-def make_policy(space: str, seed: int = 0, net_arch: tuple[int, ...] = (6,)) -> ActorCritic:
+def make_policy(
+    space: str, seed: int = 0, net_arch: tuple[int, ...] = (6,), n_features: int = N_FEATURES
+) -> ActorCritic:
     """A float64 policy whose states share the features of a hidden layer."""
-    observations = gym.spaces.Box(-np.inf, np.inf, (N_FEATURES,), np.float64)
+    observations = gym.spaces.Box(-np.inf, np.inf, (n_features,), np.float64)
     policy = ActorCritic(
         observations,
         SPACES[space],
@@ -61,9 +68,6 @@ def make_policy(space: str, seed: int = 0, net_arch: tuple[int, ...] = (6,)) -> 
 
 def random(*shape: int, seed: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=F64)
-
-
-STATES = random(N_STATES, N_FEATURES, seed=1)
 
 
 def close(actual: Tensor, expected: Tensor | float, tolerance: float = 1e-12) -> None:
@@ -298,10 +302,10 @@ def test_conjugate_gradient_is_solve(size: int, seed: int) -> None:
 def test_conjugate_gradient_lowers_the_quadratic_with_every_iteration(size: int, seed: int) -> None:
     """The error in the norm of the matrix never grows, and d iterations suffice."""
     matrix, g = positive_definite(size, seed), random(size, seed=seed + 1)
-    exact_x = torch.linalg.solve(matrix, g)
+    solution = torch.linalg.solve(matrix, g)
     errors = []
     for iterations in range(size + 1):
-        gap = conjugate_gradient(matrix.mv, g, iterations, 0.0) - exact_x
+        gap = conjugate_gradient(matrix.mv, g, iterations, 0.0) - solution
         errors.append(float(gap @ matrix @ gap))
     assert all(after <= before + 1e-14 for before, after in pairwise(errors))
     assert errors[-1] < 1e-12 * errors[0]
@@ -346,113 +350,108 @@ def test_conjugate_gradient_of_zero_is_zero_without_a_product() -> None:
     assert not calls
 
 
-def scores(policy: ActorCritic, states: Tensor) -> tuple[Tensor, Tensor]:
-    """grad log pi(a|s) of every state and action ``[S, A, d]``, and pi ``[S, A]``."""
-    rows: list[Tensor] = []
-    for state in states:
-        for action in range(N_ACTIONS):
+def shared_features() -> ActorCritic:
+    """A policy over one-hot states whose three hidden units all states share."""
+    return make_policy("discrete", seed=1, net_arch=(3,), n_features=N_STATES)
 
-            def log_prob(p: ActorCritic, _: object, s: Tensor = state, a: int = action) -> Pair:
-                value = p.distribution_of(s).log_probs[a]
-                return value, value
 
-            rows.append(ActorFunctions(policy, log_prob, {}).gradient())
+def state_weights(policy: ActorCritic) -> dict[str, Tensor]:
+    """Shares of a batch's rows, visits without discount (d_1) and with it (d_gamma)."""
+    pi = exact.state_probabilities(PROBLEM, policy)
+    return {
+        "batch": torch.tensor([7.0, 1.0, 4.0, 2.0, 6.0], dtype=F64) / 20,
+        "undiscounted-weights": exact.visitation(PROBLEM, pi, 1.0, None),
+        "discounted": exact.visitation(PROBLEM, pi, GAMMA, None),
+    }
+
+
+def exact_gradient(policy: ActorCritic, target: str) -> Tensor:
+    """The gradient that belongs to the weights of that name."""
+    if target != "batch":
+        return exact.policy_gradient(PROBLEM, policy, target, GAMMA)
+    values = exact.state_values(PROBLEM, exact.state_probabilities(PROBLEM, policy), GAMMA)
+    w = state_weights(policy)["batch"]
+    q = exact.action_values(PROBLEM, values, GAMMA)
+    return exact.expected_gradient(
+        policy, torch.eye(N_STATES, dtype=F64), N_STATES * w[:, None] * q
+    )
+
+
+def natural_direction(policy: ActorCritic, w: Tensor, g: Tensor, damping: float) -> Tensor:
+    """Conjugate gradient to convergence on products with the KL divergence under w."""
+    states = torch.eye(N_STATES, dtype=F64)
     with torch.no_grad():
-        pi = policy.distribution_of(states).log_probs.exp()
-    return torch.stack(rows).view(len(states), N_ACTIONS, -1), pi
-
-
-def slow_fisher(policy: ActorCritic, states: Tensor, w: Tensor) -> Tensor:
-    """sum_s w(s) E_a[score score'], from single scores (Eq. 9.1)."""
-    score, pi = scores(policy, states)
-    return torch.einsum("s,sa,sai,saj->ij", w, pi, score, score)
-
-
-def visits(gamma: float) -> Tensor:
-    """sum_t gamma^t P(s_t = s) of a random chain that stops with probability 1/10 a step."""
-    chain = 0.9 * random(N_STATES, N_STATES, seed=8).mul(2).softmax(-1)
-    start = random(N_STATES, seed=9).softmax(-1)
-    return torch.linalg.solve(torch.eye(N_STATES, dtype=F64) - gamma * chain.T, start)
-
-
-# Repeated rows of a batch, visits without discount (d_1) and with it (d_gamma).
-WEIGHTS = {
-    "batch": torch.tensor([7.0, 1.0, 4.0, 2.0, 6.0], dtype=F64) / 20,
-    "undiscounted": visits(1.0),
-    "discounted": visits(0.5),
-}
-
-
-def weighted_problem(policy: ActorCritic, w: Tensor) -> tuple[Callable[[Tensor], Tensor], Tensor]:
-    """The mean KL under w(s) as a function of theta, and g = sum_s w(s) sum_a grad pi A."""
-    advantage = random(N_STATES, N_ACTIONS, seed=3)
-    with torch.no_grad():
-        old = policy.distribution_of(STATES)
+        old = policy.distribution_of(states)
 
     def objective(p: ActorCritic, _: object) -> Pair:
-        new = p.distribution_of(STATES)
-        return (w[:, None] * new.log_probs.exp() * advantage).sum(), (w * old.kl(new)).sum()
+        kl = (w * old.kl(p.distribution_of(states))).sum()
+        return kl, kl
 
     actor = ActorFunctions(policy, objective, {})
-    return actor.kl, actor.gradient()
+    matvec = fisher_matvec(actor.kl, actor.theta, damping)
+    return conjugate_gradient(matvec, g, 20 * len(g), 1e-13)
+
+
+def solved(policy: ActorCritic, w: Tensor, g: Tensor, damping: float) -> Tensor:
+    """(F_w + cI)^-1 g with the lab's exact matrix."""
+    damp = damping * torch.eye(len(g), dtype=F64)
+    return torch.linalg.solve(exact.fisher(policy, w) + damp, g)
 
 
 def relative_error(x: Tensor, expected: Tensor) -> float:
-    return float((x - expected).norm() / expected.norm())
+    return float((x - expected).norm() / x.norm())
 
 
-@pytest.mark.parametrize("name", WEIGHTS)
-def test_natural_direction_is_that_of_the_exact_fisher_matrix(name: str) -> None:
+@pytest.mark.parametrize("damping", [0.1, 1e-3])
+@pytest.mark.parametrize("target", ["batch", "undiscounted-weights", "discounted"])
+def test_natural_direction_is_that_of_the_exact_fisher_matrix(target: str, damping: float) -> None:
     """|x - (F_w + cI)^-1 g_w| <= 1e-8 |x| for shared features, and no other weights do."""
-    policy = make_policy("discrete")
-    kl, g = weighted_problem(policy, WEIGHTS[name])
-    theta = ActorFunctions(policy, lambda p, b: (g, g), {}).theta
-    for damping in (0.1, 1e-3):
-        matvec = fisher_matvec(kl, theta, damping)
-        x = conjugate_gradient(matvec, g, 20 * len(g), 1e-13)
-        damp = damping * torch.eye(len(g), dtype=F64)
-        errors = {
-            other: relative_error(x, torch.linalg.solve(slow_fisher(policy, STATES, w) + damp, g))
-            for other, w in WEIGHTS.items()
-        }
-        assert errors.pop(name) <= 1e-8
-        assert min(errors.values()) > 1e-3
+    policy = shared_features()
+    weights, g = state_weights(policy), exact_gradient(policy, target)
+    x = natural_direction(policy, weights[target], g, damping)
+    errors = {name: relative_error(x, solved(policy, w, g, damping)) for name, w in weights.items()}
+    assert errors.pop(target) <= 1e-8
+    assert min(errors.values()) > 1e-3
+
+
+def test_a_forgotten_or_other_damping_is_seen() -> None:
+    policy = shared_features()
+    w, g = state_weights(policy)["discounted"], exact_gradient(policy, "discounted")
+    x = natural_direction(policy, w, g, 0.1)
+    assert relative_error(x, solved(policy, w, g, 0.1)) <= 1e-8
+    assert relative_error(x, solved(policy, w, g, 0.11)) > 1e-3
 
 
 def test_a_batch_weighs_each_state_by_its_share_of_the_valid_rows() -> None:
     """Rows 7, 1, 4, 2, 6 times, and rows that are not valid: F of the batch is F_w."""
-    policy, w = make_policy("discrete"), WEIGHTS["batch"]
+    policy = shared_features()
+    w = state_weights(policy)["batch"]
     rows = torch.arange(N_STATES).repeat_interleave((20 * w).round().long())
     rows = torch.cat([rows, torch.tensor([1, 1, 3])])
-    valid = torch.arange(len(rows)) < 20
-    batch = Batch(policy, STATES[rows], valid)
+    batch = Batch(policy, torch.eye(N_STATES, dtype=F64)[rows], torch.arange(len(rows)) < 20)
     gradient = batch.actor.gradient()
     matvec = fisher_matvec(batch.actor.kl, batch.theta, 1e-3)
     x = conjugate_gradient(matvec, gradient, 20 * len(gradient), 1e-13)
-    damp = 1e-3 * torch.eye(len(gradient), dtype=F64)
-    expected = torch.linalg.solve(slow_fisher(policy, STATES, w) + damp, gradient)
-    assert relative_error(x, expected) <= 1e-8
+    assert relative_error(x, solved(policy, w, gradient, 1e-3)) <= 1e-8
     uniform = torch.full_like(w, 1 / N_STATES)
-    wrong = torch.linalg.solve(slow_fisher(policy, STATES, uniform) + damp, gradient)
-    assert relative_error(x, wrong) > 1e-3
+    assert relative_error(x, solved(policy, uniform, gradient, 1e-3)) > 1e-3
 
 
 def test_a_tabular_policy_cannot_see_the_state_weights() -> None:
     """F_w^+ g_w is the centred advantage whatever w the two share (Eq. 9.6)."""
-    observations = gym.spaces.Box(-np.inf, np.inf, (N_STATES,), np.float64)
-    policy = ActorCritic(observations, SPACES["discrete"], net_arch=(), dtype="float64")
-    with torch.no_grad():
-        policy.actor_head.weight.copy_(random(N_ACTIONS, N_STATES, seed=5))
-    states, advantage = torch.eye(N_STATES, dtype=F64), random(N_STATES, N_ACTIONS, seed=3)
-    score, pi = scores(policy, states)
-    score = score[..., : N_STATES * N_ACTIONS]  # of the table alone, without the bias
-    centred = advantage - (pi * advantage).sum(1, keepdim=True)
-    for w in WEIGHTS.values():
-        g = torch.einsum("s,sa,sai,sa->i", w, pi, score, advantage)
-        fisher = torch.einsum("s,sa,sai,saj->ij", w, pi, score, score)
-        x = torch.linalg.pinv(fisher) @ g
-        table = x.view(N_ACTIONS, N_STATES).T
-        close(table, centred - centred.mean(1, keepdim=True), 1e-9)  # as the pseudo-inverse shifts
+    table = SoftmaxTable(random(N_STATES, N_ACTIONS, seed=5))
+    pi = exact.state_probabilities(PROBLEM, table)
+    values = exact.state_values(PROBLEM, pi, GAMMA)
+    advantages = exact.action_values(PROBLEM, values, GAMMA) - values[:, None]
+    centred = (advantages - advantages.mean(1, keepdim=True)).flatten()
+    for name, w in state_weights(shared_features()).items():
+        found = exact.compatible_fit(table, w, advantages)
+        close(found, centred, 1e-9)
+        g = exact.expected_gradient(
+            table, torch.eye(N_STATES, dtype=F64), N_STATES * w[:, None] * advantages
+        )
+        close(torch.linalg.pinv(exact.fisher(table, w), rtol=1e-10) @ g, found, 1e-9)
+        assert relative_error(g, centred * (g.norm() / centred.norm())) > 0.1, name
 
 
 @EXAMPLES

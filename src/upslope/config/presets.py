@@ -9,6 +9,13 @@ from __future__ import annotations
 from typing import Any
 
 PRESETS: dict[tuple[str, str], dict[str, Any]] = {
+    # Short segments and a rate that falls to 0; tried here on seed 100.
+    ("Acrobot-v1", "a2c"): {
+        "n_envs": 16,
+        "n_steps": 8,
+        "learning_rate": "lin_2e-3",
+        "norm_obs": True,
+    },
     # After rl-baselines3-zoo (16 environments, lambda 0.94, 4 epochs, normalised observations);
     # rollout, minibatch and step size tried here on seed 100.
     ("Acrobot-v1", "ppo"): {
@@ -19,6 +26,22 @@ PRESETS: dict[tuple[str, str], dict[str, Any]] = {
         "learning_rate": 1e-3,
         "gae_lambda": 0.94,
         "norm_obs": True,
+    },
+    # Rollouts of 1024 rows as in rl-baselines3-zoo; target and damping tried here on seed 100.
+    ("Acrobot-v1", "trpo"): {
+        "n_steps": 128,
+        "target_kl": 0.03,
+        "cg_damping": 0.01,
+        "norm_obs": True,
+    },
+    # Tried here on seed 100: segments of 16, a rate that falls to 0.
+    ("CartPole-v1", "a2c"): {"n_steps": 16, "learning_rate": "lin_2e-3", "gamma": 0.98},
+    # gamma as in rl-baselines3-zoo; rollout, target and damping tried here on seed 100 with TRPO.
+    ("CartPole-v1", "npg"): {
+        "n_steps": 128,
+        "target_kl": 0.02,
+        "cg_damping": 0.01,
+        "gamma": 0.98,
     },
     # Tuned here on seeds 100-109 for few seconds to an average of 475 with little spread: nine of
     # them are there after 62k to 68k steps, one after 83k. A checkpoint cuts the running episodes,
@@ -35,6 +58,14 @@ PRESETS: dict[tuple[str, str], dict[str, Any]] = {
     },
     # Tuned here on seeds 100-104; the defaults learn it too, some 30,000 steps later.
     ("CartPole-v1", "reinforce"): {"batch_episodes": 8},
+    ("CartPole-v1", "trpo"): {
+        "n_steps": 128,
+        "target_kl": 0.02,
+        "cg_damping": 0.01,
+        "gamma": 0.98,
+    },
+    # Tried here on seed 100: short rollouts, so that there are many steps along the gradient.
+    ("CartPole-v1", "vpg"): {"n_steps": 32, "gamma": 0.98},
     # After Tianshou 2021 (64 environments x 32 steps, 10 epochs, rate decayed to 0, observations
     # and rewards normalised); minibatch, rate, gamma and initial spread tuned here on seed 100.
     ("HalfCheetah-v5", "ppo"): {
@@ -48,6 +79,31 @@ PRESETS: dict[tuple[str, str], dict[str, Any]] = {
         "norm_reward": True,
         "log_std_init": -0.5,
     },
+    # gamma, lambda, rollout and rate tried here on seed 100, after 64 environments x 32 steps with
+    # gamma 0.99 had reached less.
+    ("Hopper-v5", "ppo"): {
+        "n_envs": 16,
+        "n_steps": 128,
+        "batch_size": 256,
+        "n_epochs": 10,
+        "learning_rate": "lin_6e-4",
+        "gamma": 0.995,
+        "gae_lambda": 0.97,
+        "norm_obs": True,
+        "norm_reward": True,
+        "log_std_init": -0.5,
+    },
+    # 2048 rows a rollout, 20 passes for the critic and both normalisations as in
+    # rl-baselines3-zoo; target and initial spread tried here on seed 100.
+    ("Hopper-v5", "trpo"): {
+        "n_envs": 32,
+        "n_steps": 64,
+        "n_critic_updates": 20,
+        "target_kl": 0.03,
+        "norm_obs": True,
+        "norm_reward": True,
+        "log_std_init": -0.5,
+    },
     # Tried here on seed 100: 1000 from 150k steps on.
     ("InvertedPendulum-v5", "ppo"): {
         "n_envs": 16,
@@ -56,6 +112,18 @@ PRESETS: dict[tuple[str, str], dict[str, Any]] = {
         "n_epochs": 8,
         "learning_rate": 1e-3,
         "norm_obs": True,
+    },
+    # gamma, lambda and the entropy bonus after rl-baselines3-zoo; rollout, minibatch, rate and the
+    # size of the bonus tuned here on seeds 100 to 102.
+    ("LunarLander-v3", "ppo"): {
+        "n_envs": 16,
+        "n_steps": 128,
+        "batch_size": 128,
+        "n_epochs": 8,
+        "learning_rate": "lin_1e-3",
+        "gamma": 0.999,
+        "gae_lambda": 0.98,
+        "ent_coef": 0.005,
     },
     # After rl-baselines3-zoo (gamma 0.9, lambda 0.95, 10 epochs; there with 4 environments and
     # state-dependent noise); environments, minibatch and rate tuned here on seeds 100 and 101.
@@ -67,16 +135,38 @@ PRESETS: dict[tuple[str, str], dict[str, Any]] = {
         "learning_rate": "lin_2e-3",
         "gamma": 0.9,
     },
+    # Like HalfCheetah's; gamma tuned here on seed 100 (0.98: -4.8, 0.9: -4.3).
+    ("Reacher-v5", "ppo"): {
+        "n_envs": 32,
+        "n_steps": 64,
+        "batch_size": 256,
+        "n_epochs": 10,
+        "learning_rate": "lin_1e-3",
+        "gamma": 0.9,
+        "norm_obs": True,
+        "norm_reward": True,
+        "log_std_init": -0.5,
+    },
 }
 
 # Environment steps a preset is meant for.
 BUDGETS: dict[tuple[str, str], int] = {
+    ("Acrobot-v1", "a2c"): 300_000,
     ("Acrobot-v1", "ppo"): 300_000,
+    ("Acrobot-v1", "trpo"): 100_000,
+    ("CartPole-v1", "a2c"): 200_000,
+    ("CartPole-v1", "npg"): 100_000,
     ("CartPole-v1", "ppo"): 200_000,  # 475 is reached long before; see --stop-return
     ("CartPole-v1", "reinforce"): 200_000,
+    ("CartPole-v1", "trpo"): 100_000,
+    ("CartPole-v1", "vpg"): 200_000,
     ("HalfCheetah-v5", "ppo"): 500_000,
+    ("Hopper-v5", "ppo"): 500_000,
+    ("Hopper-v5", "trpo"): 1_000_000,
     ("InvertedPendulum-v5", "ppo"): 200_000,
+    ("LunarLander-v3", "ppo"): 300_000,
     ("Pendulum-v1", "ppo"): 100_000,
+    ("Reacher-v5", "ppo"): 300_000,
 }
 
 
