@@ -165,7 +165,7 @@ def _work(job: Job, pipe: Connection) -> None:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--row", action="append", default=[], metavar="PART",
-                        help="rows whose ENV/ALGO/STEPS contains PART; may be repeated")  # fmt: skip
+                        help="rows whose name (ENV/ALGO/STEPS) contains PART")  # fmt: skip
     parser.add_argument("--seeds", type=_seeds, default=_seeds("0-4"), help="such as 0-4 or 0,3")
     parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS),
                         help="tuned settings, the plain defaults, or both (default)")  # fmt: skip
