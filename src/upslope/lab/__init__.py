@@ -1,0 +1,5 @@
+"""The gradient lab: exact answers on small problems, against which every estimator is measured."""
+
+from upslope.lab import baselines, bias, bounds, exact, floor, moments, tests
+
+__all__ = ["baselines", "bias", "bounds", "exact", "floor", "moments", "tests"]
