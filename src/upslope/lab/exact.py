@@ -95,7 +95,7 @@ def visitation(mdp: MDP, pi: Tensor, gamma_w: float, horizon: int | None) -> Ten
 def stationary(mdp: MDP, pi: Tensor) -> Tensor:
     """Long-run share of steps in each state ``[S]`` when every end is followed by a new episode.
 
-    Eq: 1.5. Source: the renewal-reward theorem; visits per episode over steps per episode.
+    Eq: 1.5, 13.1. Source: the renewal-reward theorem: visits per episode over steps per episode.
     """
     visits = visitation(mdp, pi, 1.0, None)
     return visits / visits.sum()
@@ -121,7 +121,7 @@ def score(policy: Any, obs: Tensor, actions: Tensor) -> Tensor:
 def expected_score(policy: Any, obs: Tensor) -> Tensor:
     """E_a[grad log pi(a|s)] of each row, ``[N, d]``: zero, since probabilities sum to 1.
 
-    Eq: 2.3. Source: Williams 1992.
+    Eq: 2.3, 6.1. Source: Williams 1992.
     """
     pi, table = scores(policy, obs)
     return torch.einsum("na,nad->nd", pi, table)

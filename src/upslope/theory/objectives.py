@@ -31,7 +31,7 @@ def policy_gradient_loss(
     Returns:
         Scalar.
 
-    Eq: 4.1, 3.3. Source: Williams 1992.
+    Eq: 4.1, 4.2, 3.3. Source: Williams 1992.
     """
     return -(log_prob * weight.detach() * valid).sum() / divisor
 

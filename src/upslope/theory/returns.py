@@ -71,7 +71,7 @@ def reward_to_go(
     Returns:
         ``[T, B]``, in units of reward.
 
-    Eq: 5.1. Source: Williams 1992; Sutton et al. 2000.
+    Eq: 5.1, 5.2. Source: Williams 1992; Sutton et al. 2000.
     """
     tail = torch.zeros_like(rewards) if bootstrap is None else bootstrap
     goes_on = 1 - done.to(rewards.dtype)
@@ -169,7 +169,7 @@ def leave_one_out(weights: Tensor) -> Tensor:
     Raises:
         ValueError: if N < 2.
 
-    Eq: 6.6. Source: Kool et al. 2019, "Buy 4 REINFORCE samples, get a baseline for free!".
+    Eq: 6.5, 6.6. Source: Kool et al. 2019, "Buy 4 REINFORCE samples, get a baseline for free!".
     """
     count = weights.shape[-1]
     if count < 2:
