@@ -47,7 +47,7 @@ def state_values(
         mdp, pi, gamma, horizon: as for :func:`objective`.
         terminal: ``[S]`` value of the states in which the horizon leaves an episode, 0 by default.
 
-    Eq: 1.2. Source: Sutton & Barto 2018, eq. 4.4.
+    Eq: 1.2, 14.1. Source: Sutton & Barto 2018, eq. 4.4.
     """
     on = torch.einsum("sa,sat->st", pi, mdp.continuing)
     now = (pi * mdp.expected_rewards).sum(1)
@@ -70,7 +70,7 @@ def action_values(mdp: MDP, values: Tensor, gamma: float) -> Tensor:
     Returns:
         ``[..., S, A]``.
 
-    Eq: 1.3. Source: Sutton & Barto 2018, eq. 4.6.
+    Eq: 1.3, 7.1. Source: Sutton & Barto 2018, eq. 4.6.
     """
     return mdp.expected_rewards + gamma * torch.einsum("sat,...t->...sa", mdp.continuing, values)
 

@@ -71,7 +71,7 @@ def reward_to_go(
     Returns:
         ``[T, B]``, in units of reward.
 
-    Eq: 5.1, 5.2. Source: Williams 1992; Sutton et al. 2000.
+    Eq: 5.1, 5.2, 14.2. Source: Williams 1992; Sutton et al. 2000.
     """
     tail = torch.zeros_like(rewards) if bootstrap is None else bootstrap
     goes_on = 1 - done.to(rewards.dtype)
@@ -96,7 +96,7 @@ def td_errors(
     Returns:
         ``[T, B]``, in units of reward.
 
-    Eq: 7.2. Source: Sutton 1988.
+    Eq: 7.2, 7.4. Source: Sutton 1988.
     """
     return rewards + gamma * (1 - terminated.to(rewards.dtype)) * next_values - values
 
@@ -126,7 +126,7 @@ def gae(
     Returns:
         ``[T, B]``, in units of reward.
 
-    Eq: 8.1. Source: Schulman et al. 2016, "High-dimensional continuous control using GAE", eq. 16.
+    Eq: 8.1, 8.3, 8.4. Source: Schulman et al. 2016, "High-dimensional continuous control using GAE", eq. 16.
     """
     delta = td_errors(rewards, values, next_values, terminated, gamma)
     return _discounted_sum(delta, gamma * gae_lambda * (1 - done.to(rewards.dtype)))
@@ -152,7 +152,7 @@ def lambda_returns(
     Returns:
         ``[T, B]``, in units of reward.
 
-    Eq: 8.2. Source: Sutton & Barto 2018, section 12.1; Schulman et al. 2016.
+    Eq: 8.2, 8.5. Source: Sutton & Barto 2018, section 12.1; Schulman et al. 2016.
     """
     return gae(rewards, values, next_values, terminated, done, gamma, gae_lambda) + values
 
