@@ -58,7 +58,8 @@ def clipped_surrogate_loss(
     Returns:
         Scalar.
 
-    Eq: 11.1, 11.2, 11.3. Source: Schulman et al. 2017, "Proximal policy optimization algorithms", eq. 7.
+    Eq: 11.1, 11.2, 11.3. Source: Schulman et al. 2017, "Proximal policy optimization
+    algorithms", eq. 7.
     """
     weight = weight.detach()
     ratio = (log_prob - old_log_prob.detach()).clamp(max=MAX_LOG_RATIO).exp()

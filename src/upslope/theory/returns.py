@@ -126,7 +126,8 @@ def gae(
     Returns:
         ``[T, B]``, in units of reward.
 
-    Eq: 8.1, 8.3, 8.4. Source: Schulman et al. 2016, "High-dimensional continuous control using GAE", eq. 16.
+    Eq: 8.1, 8.3, 8.4. Source: Schulman et al. 2016, "High-dimensional continuous control using
+    GAE", eq. 16.
     """
     delta = td_errors(rewards, values, next_values, terminated, gamma)
     return _discounted_sum(delta, gamma * gae_lambda * (1 - done.to(rewards.dtype)))
