@@ -22,7 +22,13 @@ from upslope.theory.trust_region import surrogate
 F64 = torch.float64
 GAMMA = 0.9
 SMALL = random_mdp(2, 2, 2, seed=0, termination=0.3)
-ENDLESS = random_mdp(3, 2, None, seed=5, termination=0.2)
+ENDLESS = (
+    replace(  # some transitions end more episodes than others, so lengths depend on the policy
+        random_mdp(3, 2, None, seed=5),
+        termination=0.4
+        * torch.rand(3, 2, 3, generator=torch.Generator().manual_seed(1), dtype=F64),
+    )
+)
 
 
 class Shared:

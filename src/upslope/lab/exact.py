@@ -95,7 +95,7 @@ def visitation(mdp: MDP, pi: Tensor, gamma_w: float, horizon: int | None) -> Ten
 def stationary(mdp: MDP, pi: Tensor) -> Tensor:
     """Long-run share of steps in each state ``[S]`` when every end is followed by a new episode.
 
-    Eq: 1.5, 13.1. Source: the renewal-reward theorem: visits per episode over steps per episode.
+    Eq: 1.5, 13.1, 13.3. Source: the renewal-reward theorem (visits over steps, per episode).
     """
     visits = visitation(mdp, pi, 1.0, None)
     return visits / visits.sum()
@@ -154,7 +154,7 @@ def policy_gradient(
     Raises:
         ValueError: for an unknown target, or ``finite`` without a horizon.
 
-    Eq: 2.4, 8.9. Source: Sutton et al. 2000, theorem 1; Thomas 2014; Nota & Thomas 2020.
+    Eq: 2.4, 8.9, 13.2. Source: Sutton et al. 2000, theorem 1; Thomas 2014; Nota & Thomas 2020.
     """
     if target not in TARGETS:
         raise ValueError(f"target={target!r} is not one of {', '.join(TARGETS)}")
