@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import gymnasium as gym
@@ -128,10 +129,14 @@ class TestValues:
         close((limited @ rewards).sum(), exact.objective(ENDLESS, pi, gamma, 6))
 
     def test_stationary_law_is_that_of_the_reset_chain(self) -> None:
-        pi = exact.state_probabilities(ENDLESS, table(ENDLESS))
-        on = torch.einsum("sa,sat->st", pi, ENDLESS.continuing)
-        reset = on + (1 - on.sum(1))[:, None] * ENDLESS.start
-        law = exact.stationary(ENDLESS, pi)
+        ends = torch.linspace(0.05, 0.6, 48, dtype=FLOAT).view(
+            4, 3, 4
+        )  # lengths hang on the policy
+        mdp = replace(ENDLESS, termination=ends)
+        pi = exact.state_probabilities(mdp, table(mdp))
+        on = torch.einsum("sa,sat->st", pi, mdp.continuing)
+        reset = on + (1 - on.sum(1))[:, None] * mdp.start
+        law = exact.stationary(mdp, pi)
         close(law @ reset, law)
         close(law.sum(), torch.tensor(1.0, dtype=FLOAT))
 
