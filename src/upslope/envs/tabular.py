@@ -104,7 +104,8 @@ class TabularEnv(gym.Env[NDArray[np.float32], np.int64]):
         ended = bool(self.np_random.random() < float(mdp.termination[where]))
         limited = mdp.horizon is not None and self.steps >= mdp.horizon
         terminated = ended or (limited and mdp.limit_is_task)
-        return self._observe(), float(mdp.rewards[where]), terminated, limited, {}
+        truncated = limited and not mdp.limit_is_task
+        return self._observe(), float(mdp.rewards[where]), terminated, truncated, {}
 
     def _draw(self, cumulative: NDArray[Any]) -> int:
         u = self.np_random.random()

@@ -237,7 +237,8 @@ def enumerate_trajectories(mdp: MDP, pi: Tensor, horizon: int) -> tuple[Trajecto
                             continue
                         terminated = ends or (last and mdp.limit_is_task)
                         reward = float(mdp.rewards[s, a, arrival])
-                        row = (s, a, reward, arrival, terminated, last)
+                        truncated = last and not mdp.limit_is_task
+                        row = (s, a, reward, arrival, terminated, truncated)
                         if terminated or last:
                             finished.append((q, [*path, row]))
                         else:
