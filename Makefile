@@ -26,7 +26,7 @@ unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help train setup setup-dev test test-all lint format types clean distclean
+.PHONY: help train setup setup-dev test test-all docs lint format types clean distclean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -39,6 +39,10 @@ test: lint types ## set up, then lint, types and the quick tests
 
 test-all: lint types ## the same with the long statistical, crash and fuzz suites
 	$(PYTEST) -m "slow or not slow" $(TEST_FLAGS)
+
+docs: $(DEV) ## the documentation as a site that needs no network, in site/index.html
+	OMP_NUM_THREADS=1 NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+	@echo "site/index.html"
 
 lint: $(DEV) ## ruff: rules and formatting, changing nothing
 	$(BIN)/ruff check .
@@ -56,7 +60,7 @@ setup: $(CORE) ## the virtual environment with what training needs
 setup-dev: $(DEV) ## the virtual environment with what development needs
 
 clean: ## remove caches and build products; runs/ is never touched
-	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis src/*.egg-info
+	rm -rf build dist site .mypy_cache .ruff_cache .pytest_cache .hypothesis src/*.egg-info
 	find src tests $(wildcard examples bench docs) -name __pycache__ -type d -prune -exec rm -rf {} +
 
 distclean: clean ## the same, and the virtual environment

@@ -10,15 +10,17 @@ import ast
 import logging
 import posixpath
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
-from site_maths import MathsError, to_mathml
-from site_notebook import executed, to_page
+from mkdocs.structure.toc import AnchorLink
+from site_maths import MathsError, to_mathml, to_text
+from site_notebook import executed, to_page, unexecuted
 
 log = logging.getLogger("mkdocs.hooks.site")
 
@@ -26,6 +28,8 @@ _FENCE = re.compile(r"^(```|~~~).*?^\1", re.DOTALL | re.MULTILINE)
 _LINK = re.compile(r"(?<!!)\[(?P<text>[^\]]*)\]\((?P<target>[^)\s]+)\)")
 _EQUATION_LINE = re.compile(r"^\*\*Eq\. (?P<number>\d+\.\d+)\*\* .*$", re.MULTILINE)
 _CODE = re.compile(r"`([^`]+)`")
+_NARROW = re.compile(r'<td.*?</td>|<p class="equation-line">.*?</p>', re.DOTALL)
+_CODE_ELEMENT = re.compile(r"<code>([^<]*)</code>")
 _MODULES_HERE = "<!-- modules -->"
 _LANGUAGES = {".py": "python", ".md": "markdown", ".toml": "toml", ".csv": "text", "": "text"}
 
@@ -33,8 +37,7 @@ _LANGUAGES = {".py": "python", ".md": "markdown", ".toml": "toml", ".csv": "text
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add a page per module, per file that a page links to outside ``docs``, and the notebook."""
     root = Path(config.config_file_path).parent
-    modules = list(_modules(root))
-    for module, _ in modules:
+    for module in _modules(root):
         page = f"---\ntitle: {module}\n---\n\n# `{module}`\n\n::: {module}\n"
         page += _passed_on(root, module)
         files.append(File.generated(config, f"api/{module}.md", content=page))
@@ -45,7 +48,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         files.append(File.generated(config, _source_page(source), content=_fenced(root / source)))
     for notebook in [file for file in files if file.src_uri.endswith(".ipynb")]:
         _add_notebook(notebook, files, config)
-    config.nav = [*(config.nav or []), {"API": ["api/index.md", *_nested(modules)]}]
+    config.nav = [*(config.nav or []), {"API": ["api/index.md", *_nested(sorted(_modules(root)))]}]
     return files
 
 
@@ -68,6 +71,8 @@ def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -
         return html
     try:
         html = to_mathml(html)
+        page.meta["title"] = to_text(str(page.title))
+        _name_sections(page.toc)
     except MathsError as error:
         log.warning("%s: %s", uri, error)
     if uri.startswith("api/"):
@@ -79,15 +84,35 @@ def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -
     return html
 
 
-def _modules(root: Path) -> Iterator[tuple[str, str]]:
-    """Yield every public module and the first line of its docstring, a package before its parts."""
-    source = root / "src"
+def on_post_page(output: str, page: Page, config: MkDocsConfig) -> str:
+    """Let long names in tables and under equations break at their joints only."""
+    if page.file.src_uri.startswith("source/"):
+        return output
+    return _NARROW.sub(lambda cell: _CODE_ELEMENT.sub(_breakable, cell.group()), output)
+
+
+def _breakable(code: re.Match[str]) -> str:
+    text = re.sub(r"(::|[_.(/])(?=[^<]{2})", r"\1<wbr>", code[1])
+    return f"<code>{text}</code>"
+
+
+def _name_sections(entries: Iterable[AnchorLink]) -> None:
+    for entry in entries:
+        entry.title = to_text(entry.title)
+        _name_sections(entry.children)
+
+
+@cache
+def _modules(root: Path) -> dict[str, str]:
+    """Return the first line of every public module by its name, a package before its parts."""
+    source, found = root / "src", {}
     for path in sorted(source.rglob("*.py"), key=lambda path: path.relative_to(source).parts):
         parts = path.relative_to(source).with_suffix("").parts
         parts = parts[:-1] if parts[-1] == "__init__" else parts
         if not any(part.startswith("_") for part in parts):
             text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
-            yield ".".join(parts), text.partition("\n\n")[0].replace("\n", " ")
+            found[".".join(parts)] = text.partition("\n\n")[0].replace("\n", " ")
+    return found
 
 
 def _passed_on(root: Path, module: str) -> str:
@@ -109,14 +134,16 @@ def _passed_on(root: Path, module: str) -> str:
         for name in (named[0] if named else [])
         if homes.get(name, "").startswith("upslope")
     ]
-    head = "\n## Names in this package\n\n| name | described in | what it is |\n| --- | --- | --- |\n"
+    head = (
+        "\n## Names in this package\n\n| name | described in | what it is |\n| --- | --- | --- |\n"
+    )
     return head + "\n".join(rows) + "\n" if rows else ""
 
 
 def _name_row(root: Path, name: str, home: str) -> str:
     text = ""
     if _file_of(root, f"{home}.{name}").exists():
-        first = dict(_modules(root))[f"{home}.{name}"]
+        first = _modules(root)[f"{home}.{name}"]
         return f"| [`{name}`]({home}.{name}.md) | `{home}.{name}` | {first} |"
     for found in ast.parse(_file_of(root, home).read_text(encoding="utf-8")).body:
         if isinstance(found, ast.ClassDef | ast.FunctionDef) and found.name == name:
@@ -132,9 +159,8 @@ def _file_of(root: Path, module: str) -> Path:
     return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
 
 
-def _nested(modules: list[tuple[str, str]]) -> list[Any]:
+def _nested(names: list[str]) -> list[Any]:
     """The navigation: modules of a package under the package."""
-    names = sorted(module for module, _ in modules)
     packages = {name for name in names if any(n.startswith(f"{name}.") for n in names)}
     tree: dict[str, list[Any]] = {name: [f"api/{name}.md"] for name in packages}
     for name in names:
@@ -209,7 +235,8 @@ def _fenced(path: Path) -> str:
 
 def _add_notebook(file: File, files: Files, config: MkDocsConfig) -> None:
     path = Path(str(file.abs_src_path))
-    page, pictures = to_page(executed(path), path.stem)
+    run = config.extra.get("run_notebook", True)
+    page, pictures = to_page(executed(path) if run else unexecuted(path), path.stem)
     files.append(File.generated(config, f"{path.stem}.md", content=page))
     for name, content in pictures.items():
         files.append(File.generated(config, name, content=content))
@@ -227,9 +254,11 @@ def _equation_line(line: str, uri: str, root: Path) -> str:
 
 
 def _numbers(numbers: str, page: Page, files: Files) -> str:
-    return "<strong>Eq. " + ", ".join(
-        _number(number, page, files) for number in numbers.split(", ")
-    ) + ".</strong>"
+    return (
+        "<strong>Eq. "
+        + ", ".join(_number(number, page, files) for number in numbers.split(", "))
+        + ".</strong>"
+    )
 
 
 def _number(number: str, page: Page, files: Files) -> str:
@@ -245,5 +274,5 @@ def _number(number: str, page: Page, files: Files) -> str:
 
 
 def _module_table(root: Path) -> str:
-    rows = [f"| [`{name}`]({name}.md) | {first} |" for name, first in _modules(root)]
+    rows = [f"| [`{name}`]({name}.md) | {first} |" for name, first in _modules(root).items()]
     return "\n".join(["| module | what it is |", "| --- | --- |", *rows])

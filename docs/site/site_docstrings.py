@@ -30,7 +30,9 @@ class Docstrings(griffe.Extension):
         for name in missing(pkg):
             log.warning("%s has no docstring", name)
         for member in _objects(pkg):
-            if member.is_module:  # a name is described where it is defined, not where it is passed on
+            if (
+                member.is_module
+            ):  # a name is described where it is defined, not where it is passed on
                 member.exports = [name for name, m in member.members.items() if not m.is_alias]
             if member.is_attribute:
                 _declare_setting(member)
@@ -71,7 +73,8 @@ def to_markdown(text: str, owner: griffe.Object) -> str:
     text = _EQUATION.sub(r"\1**Eq. \2.**", _ROLE.sub(role, text))
     parts = _CODE.split(text)
     parts[::2] = [
-        re.sub(r"(?<=[\w)\]])\*(?=[\w(\[])", r"\*", part.replace("<", "&lt;")) for part in parts[::2]
+        re.sub(r"(?<=[\w)\]])\*(?=[\w(\[])", r"\*", part.replace("<", "&lt;"))
+        for part in parts[::2]
     ]
     return "".join(parts)
 

@@ -1,14 +1,15 @@
 """LaTeX to MathML while the site is built: browsers draw MathML themselves, so no script is loaded.
 
-The Markdown extension ``pymdownx.arithmatex`` finds ``$...$`` and ``$$...$$`` and leaves elements of
-the class ``arithmatex``; :func:`to_mathml` replaces what is in them. LaTeX that cannot be read, and
-a dollar sign that began no formula, raise :class:`MathsError`.
+The Markdown extension ``pymdownx.arithmatex`` finds ``$...$`` and ``$$...$$`` and leaves elements
+of the class ``arithmatex``; :func:`to_mathml` replaces what is in them. LaTeX that cannot be read,
+and a dollar sign that began no formula, raise :class:`MathsError`.
 """
 
 from __future__ import annotations
 
 import html
 import re
+from xml.etree import ElementTree
 
 from math_core import LatexError, LatexToMathML
 
@@ -16,8 +17,14 @@ _ELEMENT = re.compile(
     r"<(?P<tag>span|div) class=\"arithmatex\">\\(?P<open>[(\[])(?P<latex>.*?)\\[)\]]</(?P=tag)>",
     re.DOTALL,
 )
+_IN_TITLE = re.compile(r"\\\((.*?)\\\)")
 _TAG = re.compile(r"\\tag\{([^{}]*)\}")
 _NOT_PROSE = re.compile(r"<(pre|code|script|style|math)\b.*?</\1>|<[^>]*>", re.DOTALL)
+# A combining character does not stretch as an accent: the bar becomes a border, the hat a sign.
+_BAR = re.compile(
+    '<mover accent="true">((?:(?!<mover).)*?)<mo stretchy="true">\u0332</mo></mover>', re.DOTALL
+)
+_HAT = ('<mo stretchy="true">\u0302</mo>', '<mo stretchy="true">\u02c6</mo>')
 _CONVERTER = LatexToMathML(fancy_error=False)
 
 
@@ -53,10 +60,26 @@ def formula(latex: str, display: bool) -> str:
         )
     except LatexError as error:
         raise MathsError(f"{latex.strip()!r}: {str(error).strip()}") from error
+    mathml = _BAR.sub(r'<mrow class="overline">\1</mrow>', mathml).replace(*_HAT)
     if not display:
         return mathml
     number = f'<span class="equation-number">({numbers[0]})</span>' if numbers else ""
     return f'<div class="equation"><div class="equation-body">{mathml}</div>{number}</div>'
+
+
+def to_text(title: str) -> str:
+    r"""Return a title with its ``\(...\)`` in plain characters, for menus and search results."""
+    return _IN_TITLE.sub(lambda match: _text(_tree(match[1])), title)
+
+
+def _tree(latex: str) -> ElementTree.Element:
+    mathml = formula(html.unescape(latex), display=False)
+    return ElementTree.fromstring(mathml.replace("&ApplyFunction;", ""))
+
+
+def _text(element: ElementTree.Element) -> str:
+    joint = {"msup": "^", "msub": "_", "mfrac": "/"}.get(element.tag, "")
+    return (element.text or "") + joint.join(_text(child) for child in element)
 
 
 def _element(match: re.Match[str]) -> str:

@@ -21,7 +21,7 @@ def executed(path: Path, seconds: int = 120) -> Any:
     Raises:
         nbclient.exceptions.CellExecutionError: if a cell raises.
     """
-    notebook = nbformat.read(path, as_version=4)
+    notebook = unexecuted(path)
     with tempfile.TemporaryDirectory() as sockets:  # no port is opened
         NotebookClient(
             notebook,
@@ -31,6 +31,11 @@ def executed(path: Path, seconds: int = 120) -> Any:
             config=Config({"KernelManager": {"transport": "ipc", "ip": f"{sockets}/kernel"}}),
         ).execute()
     return notebook
+
+
+def unexecuted(path: Path) -> Any:
+    """Return the notebook as it is stored: without outputs."""
+    return nbformat.read(path, as_version=4)
 
 
 def to_page(notebook: Any, name: str) -> tuple[str, dict[str, bytes]]:

@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -99,7 +100,7 @@ def check_tests(equations: list[Equation], root: Path) -> list[str]:
             if not (root / path).is_file():
                 faults.append(f"{equation.name} names {test}, but there is no file {path}")
                 continue
-            tree = ast.parse((root / path).read_text(encoding="utf-8"))
+            tree = _parsed(root / path)
             found = _find_definition(tree, names)
             if found is None or not names[-1].startswith("test"):
                 faults.append(f"{equation.name} names {test}, but {path} has no such test")
@@ -169,6 +170,11 @@ def _faults_of_form(page: str, prose: str, numbers: list[str]) -> list[str]:
         if anchor.replace("-", ".") not in numbers
     ]
     return faults
+
+
+@cache
+def _parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
 
 
 def _find(path: str) -> Any:

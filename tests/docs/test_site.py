@@ -19,9 +19,12 @@ from site_maths import MathsError, formula, to_mathml, to_text
 
 ROOT = Path(__file__).parent.parent.parent
 
+# The words of the Makefile: with --quiet, for one, MkDocs forgets that --strict was asked for.
+RECIPE = re.findall(r"python (-m mkdocs .*)", (ROOT / "Makefile").read_text())[0].split()
+
 
 def build(folder: Path, site: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(site)]
+    command = [sys.executable, *RECIPE, "--site-dir", str(site)]
     settings = {"DOCS_RUN_NOTEBOOK": "false", "NO_MKDOCS_2_WARNING": "1"}
     return subprocess.run(
         command, cwd=folder, capture_output=True, text=True, env=os.environ | settings, check=False
@@ -47,19 +50,25 @@ class Page(HTMLParser):
             self.loads |= {given[key] for key in ("src", "href", "srcset") if key in given}
 
 
-@pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> dict[Path, Page]:
-    folder = tmp_path_factory.mktemp("site")
-    done = build(ROOT, folder)
+def test_the_site_is_built_and_whole(tmp_path: Path) -> None:
+    """One test for all of it, so that it is built once however many processes test."""
+    done = build(ROOT, tmp_path)
     assert done.returncode == 0, done.stderr[-6000:]
-    return {path: Page(path) for path in folder.rglob("*.html") if path.name != "404.html"}
+    site = {path: Page(path) for path in tmp_path.rglob("*.html") if path.name != "404.html"}
+    every_page_is_there(site)
+    nothing_is_loaded_from_elsewhere(site)
+    links_lead_to_pages_and_anchors(site)
+    formulas_are_mathml(site)
+    equations_and_functions_link_to_each_other(site)
+    settings_are_described(site)
+    the_search_needs_no_server(site)
 
 
 def folder_of(site: dict[Path, Page]) -> Path:
     return min(site, key=lambda path: len(path.parts)).parent
 
 
-def test_every_page_is_there(site: dict[Path, Page]) -> None:
+def every_page_is_there(site: dict[Path, Page]) -> None:
     folder = folder_of(site)
     pages = [path.relative_to(ROOT / "docs") for path in (ROOT / "docs").rglob("*.md")]
     names = [page.with_name("index.md") if page.stem == "README" else page for page in pages]
@@ -70,7 +79,7 @@ def test_every_page_is_there(site: dict[Path, Page]) -> None:
         assert folder / f"api/{module}.html" in site
 
 
-def test_nothing_is_loaded_from_elsewhere(site: dict[Path, Page]) -> None:
+def nothing_is_loaded_from_elsewhere(site: dict[Path, Page]) -> None:
     for path, page in site.items():
         for target in page.loads:
             assert not urlsplit(target).netloc, f"{path} loads {target}"
@@ -80,7 +89,7 @@ def test_nothing_is_loaded_from_elsewhere(site: dict[Path, Page]) -> None:
     assert not re.search(r"url\(['\"]?(https?:)?//", styles)
 
 
-def test_links_lead_to_pages_and_anchors(site: dict[Path, Page]) -> None:
+def links_lead_to_pages_and_anchors(site: dict[Path, Page]) -> None:
     broken = []
     for path, page in site.items():
         for link in page.links:
@@ -97,7 +106,7 @@ def test_links_lead_to_pages_and_anchors(site: dict[Path, Page]) -> None:
     assert not broken
 
 
-def test_formulas_are_mathml(site: dict[Path, Page]) -> None:
+def formulas_are_mathml(site: dict[Path, Page]) -> None:
     text = (folder_of(site) / "theory/08-gae.html").read_text(encoding="utf-8")
     assert '<math display="block">' in text
     assert '<span class="equation-number">(8.1)</span>' in text
@@ -109,19 +118,19 @@ def test_formulas_are_mathml(site: dict[Path, Page]) -> None:
         assert left is None, f"{path.name}: {page[left.start() :][:80]}"
 
 
-def test_equations_and_functions_link_to_each_other(site: dict[Path, Page]) -> None:
+def equations_and_functions_link_to_each_other(site: dict[Path, Page]) -> None:
     folder = folder_of(site)
     name = "upslope.theory.returns"
     assert f"../api/{name}.html#{name}.gae" in site[folder / "theory/08-gae.html"].links
     assert "../theory/08-gae.html#eq-8-1" in site[folder / f"api/{name}.html"].links
 
 
-def test_settings_are_described(site: dict[Path, Page]) -> None:
+def settings_are_described(site: dict[Path, Page]) -> None:
     text = (folder_of(site) / "api/upslope.config.ppo.html").read_text(encoding="utf-8")
     assert "Passes over each rollout; at least 1 and at most 10000" in text
 
 
-def test_the_search_needs_no_server(site: dict[Path, Page]) -> None:
+def the_search_needs_no_server(site: dict[Path, Page]) -> None:
     folder = folder_of(site)
     script = (folder / "search/search_index.js").read_text(encoding="utf-8")
     index = json.loads(script.removeprefix("var __index = "))
