@@ -43,14 +43,6 @@ PRESETS: dict[tuple[str, str], dict[str, Any]] = {
         "gamma": 0.98,
         "norm_reward": True,
     },
-    # As for TRPO, below.
-    ("CartPole-v1", "npg"): {
-        "n_steps": 64,
-        "n_critic_updates": 20,
-        "gae_lambda": 0.97,
-        "target_kl": 0.02,
-        "cg_damping": 0.01,
-    },
     # Tuned here on seeds 100-109 for few seconds to an average of 475 with little spread: nine of
     # them are there after 62k to 68k steps, one after 83k. A checkpoint cuts the running episodes,
     # which delays that average, so there is one.
@@ -66,14 +58,6 @@ PRESETS: dict[tuple[str, str], dict[str, Any]] = {
     },
     # Tuned here on seeds 100-104; the defaults learn it too, some 30,000 steps later.
     ("CartPole-v1", "reinforce"): {"batch_episodes": 8},
-    # Rollout, lambda, target, damping and the critic's passes tuned here on seeds 100 to 102.
-    ("CartPole-v1", "trpo"): {
-        "n_steps": 64,
-        "n_critic_updates": 20,
-        "gae_lambda": 0.97,
-        "target_kl": 0.02,
-        "cg_damping": 0.01,
-    },
     # Tried here on seed 100: short rollouts, so that there are many steps along the gradient.
     ("CartPole-v1", "vpg"): {"n_steps": 32, "gamma": 0.98},
     # After Tianshou 2021 (64 environments x 32 steps, 10 epochs, rate decayed to 0, observations
@@ -165,10 +149,8 @@ BUDGETS: dict[tuple[str, str], int] = {
     ("Acrobot-v1", "ppo"): 300_000,
     ("Acrobot-v1", "trpo"): 100_000,
     ("CartPole-v1", "a2c"): 200_000,
-    ("CartPole-v1", "npg"): 100_000,
     ("CartPole-v1", "ppo"): 200_000,  # 475 is reached long before; see --stop-return
     ("CartPole-v1", "reinforce"): 200_000,
-    ("CartPole-v1", "trpo"): 100_000,
     ("CartPole-v1", "vpg"): 200_000,
     ("HalfCheetah-v5", "ppo"): 500_000,
     ("Hopper-v5", "ppo"): 500_000,
