@@ -13,8 +13,8 @@ import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
+from upslope import arguments
 from upslope.algorithms import make_learner
-from upslope.arguments import OnClassOnly, as_list, check_spaces, features_of, make_config
 from upslope.callbacks import Callback, CallbackList
 from upslope.config import Config, whole_number
 from upslope.envs.find import EnvLike, Source, find_environment
@@ -51,7 +51,7 @@ class Agent:
     """
 
     algorithm: ClassVar[str]
-    load = OnClassOnly()
+    load = arguments.OnClassOnly()
 
     def __init__(
         self,
@@ -62,20 +62,10 @@ class Agent:
         run_dir: str | os.PathLike[str] | None = None,
         **settings: Any,
     ) -> None:
-        if isinstance(env, str) and env.endswith("Policy") and len(positional) == 1:
-            policy, (env,) = env, positional
-        elif positional:
-            raise ConfigError(
-                f"{type(self).__name__} takes the environment and then keyword arguments only"
-            )
-        if env is None:
-            raise ConfigError(
-                f"{type(self).__name__} needs an environment: "
-                "give an id, an Env, a factory or a VectorEnv"
-            )
+        env, policy = arguments.env_and_policy(type(self).__name__, env, positional, policy)
         source = find_environment(env)
-        config = make_config(self.algorithm, source, preset, settings)
-        self._features = features_of(policy)
+        config = arguments.make_config(self.algorithm, source, preset, settings)
+        self._features = arguments.features_of(policy)
         if not isinstance(run_dir, (str, os.PathLike, type(None))):
             raise ConfigError(f"run_dir={run_dir!r} is no path: give a string or a pathlib.Path")
         self.run_dir = None if run_dir is None else Path(run_dir)
@@ -108,7 +98,7 @@ class Agent:
             self.config = config = config.resolve(envs.n_envs)
             spaces = (envs.observation_space, envs.action_space)
             if hasattr(self, "policy"):
-                check_spaces(self.policy, *spaces)
+                arguments.check_spaces(self.policy, *spaces)
             else:
                 policy = make_policy(config, *spaces, self._features)
                 self.policy = policy.to(find_device(config.device))
@@ -156,7 +146,7 @@ class Agent:
         if reset_num_timesteps:
             training.count_anew()
         goal = training.timesteps + total_timesteps
-        calls = as_list(callback)
+        calls = arguments.as_list(callback)
         with contextlib.ExitStack() as stack:
             if progress_bar:
                 from upslope.runs.live import LiveProgress
@@ -181,11 +171,10 @@ class Agent:
                 if interrupted:  # the signal reached the workers first
                     raise Interrupted(interrupted[0]) from None
                 raise
-        if training.timesteps > goal:
+        over = training.timesteps - goal
+        if over > 0:
             log.info(
-                "trained %d steps, %d more than asked: iterations are whole",
-                training.timesteps,
-                training.timesteps - goal,
+                "trained %d steps, %d more than asked: iterations are whole", goal + over, over
             )
         return self
 
@@ -208,21 +197,7 @@ class Agent:
         Raises:
             ConfigError: if the observation does not have the space's shape.
         """
-        shape = self.policy.observation_space.shape or ()
-        try:
-            obs = np.asarray(observation)
-        except ValueError:
-            raise ConfigError(
-                f"the observation is no array of shape {shape}: give what env.step returns first, "
-                "or the first of the pair that env.reset returns"
-            ) from None
-        single = obs.shape == shape
-        if not single and obs.shape[1:] != shape:
-            raise ConfigError(
-                f"the observation has shape {obs.shape}: "
-                f"give {shape}, or {('N', *shape)} for a batch"
-            )
-        batch = obs[None] if single else obs
+        batch, single = arguments.as_batch(observation, self.policy.observation_space.shape or ())
         noise = None
         if not deterministic:
             noise = self.policy.actions.draw_noise(self._predict_noise, (len(batch),))
@@ -281,7 +256,7 @@ class Agent:
             env_kwargs=config.env_kwargs if env is None else None,
         )
         try:
-            check_spaces(self.policy, envs.observation_space, envs.action_space)
+            arguments.check_spaces(self.policy, envs.observation_space, envs.action_space)
             return evaluate(
                 self.policy, envs, n_episodes,
                 deterministic=deterministic, threshold=source.reward_threshold, progress=progress,

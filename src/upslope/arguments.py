@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
+from numpy.typing import NDArray
 
 from upslope.callbacks import Callback
 from upslope.config import CONFIGS, Config, preset
@@ -33,6 +35,21 @@ def make_config(
         ) from None
 
 
+def env_and_policy(
+    agent: str, env: Any, positional: tuple[Any, ...], policy: str | FeaturesFactory
+) -> tuple[Any, str | FeaturesFactory]:
+    """Return the environment and the policy, also from the order ``PPO("MlpPolicy", env)``."""
+    if isinstance(env, str) and env.endswith("Policy") and len(positional) == 1:
+        return positional[0], env
+    if positional:
+        raise ConfigError(f"{agent} takes the environment and then keyword arguments only")
+    if env is None:
+        raise ConfigError(
+            f"{agent} needs an environment: give an id, an Env, a factory or a VectorEnv"
+        )
+    return env, policy
+
+
 def features_of(policy: str | FeaturesFactory) -> FeaturesFactory | None:
     """Return the factory that ``policy`` gives, or None where it names the plain network."""
     if policy == "MlpPolicy":
@@ -58,6 +75,23 @@ def check_spaces(
                 f"the model's {what} space is {recorded} but the environment's is {given}: "
                 "give an environment of the same spaces"
             )
+
+
+def as_batch(observation: Any, shape: tuple[int, ...]) -> tuple[NDArray[Any], bool]:
+    """Return observations ``[N, *shape]`` and whether a single one ``[*shape]`` was given."""
+    try:
+        obs = np.asarray(observation)
+    except ValueError:
+        raise ConfigError(
+            f"the observation is no array of shape {shape}: give what env.step returns first, "
+            "or the first of the pair that env.reset returns"
+        ) from None
+    single = obs.shape == shape
+    if not single and obs.shape[1:] != shape:
+        raise ConfigError(
+            f"the observation has shape {obs.shape}: give {shape}, or {('N', *shape)} for a batch"
+        )
+    return (obs[None] if single else obs), single
 
 
 def as_list(callback: Callback | Sequence[Callback] | None) -> list[Callback]:
