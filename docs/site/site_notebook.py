@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import os
 import re
 import tempfile
 from pathlib import Path
@@ -22,6 +23,8 @@ def executed(path: Path, seconds: int = 120) -> Any:
         nbclient.exceptions.CellExecutionError: if a cell raises.
     """
     notebook = unexecuted(path)
+    # Some packages set another backend for the whole process, and a kernel inherits it.
+    inline = {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}
     with tempfile.TemporaryDirectory() as sockets:  # no port is opened
         NotebookClient(
             notebook,
@@ -29,7 +32,7 @@ def executed(path: Path, seconds: int = 120) -> Any:
             kernel_name="python3",
             resources={"metadata": {"path": str(path.parent)}},
             config=Config({"KernelManager": {"transport": "ipc", "ip": f"{sockets}/kernel"}}),
-        ).execute()
+        ).execute(env=os.environ | inline)
     return notebook
 
 
