@@ -82,7 +82,7 @@ def test_parameters_are_views_before_and_after_an_update(shared: bool) -> None:
     assert not moved(policy, reference), "sharing storage changes no weight"
     assert_shared(policy)
     objects = {id(p) for p in policy.parameters()}
-    step.run(rows(10), Minibatches.whole(10), {"learning_rate": 0.01})
+    step.run(rows(10), Minibatches.whole((10, 1)), {"learning_rate": 0.01})
     assert_shared(policy)
     assert objects == {id(p) for p in policy.parameters()}
     assert all(isinstance(p, nn.Parameter) and p.requires_grad for p in policy.parameters())
@@ -108,15 +108,15 @@ def test_a_policy_turned_to_another_dtype_is_shared_anew() -> None:
 def test_a_deep_copy_has_storage_of_its_own() -> None:
     policy = policy_of()
     step = GradientStep(policy, regression)
-    step.run(rows(10), Minibatches.whole(10), {"learning_rate": 0.01})
+    step.run(rows(10), Minibatches.whole((10, 1)), {"learning_rate": 0.01})
     twin = copy.deepcopy(policy)
     assert not moved(twin, snapshot(policy))
     before = snapshot(twin)
-    step.run(rows(10), Minibatches.whole(10), {"learning_rate": 0.01})
+    step.run(rows(10), Minibatches.whole((10, 1)), {"learning_rate": 0.01})
     assert not moved(twin, before)
     before = snapshot(policy)
     twin_step = GradientStep(twin, regression)
-    twin_step.run(rows(10), Minibatches.whole(10), {"learning_rate": 0.01})
+    twin_step.run(rows(10), Minibatches.whole((10, 1)), {"learning_rate": 0.01})
     assert not moved(policy, before)
     assert_shared(policy)
     assert_shared(twin)
@@ -125,9 +125,9 @@ def test_a_deep_copy_has_storage_of_its_own() -> None:
 def test_weights_loaded_between_updates_are_those_that_move() -> None:
     policy, other = policy_of(), policy_of(seed=5)
     step = GradientStep(policy, regression)
-    step.run(rows(10), Minibatches.whole(10), {"learning_rate": 0.01})
+    step.run(rows(10), Minibatches.whole((10, 1)), {"learning_rate": 0.01})
     policy.load_state_dict(other.state_dict())
-    step.run(rows(10), Minibatches.whole(10), {"learning_rate": 0.0})
+    step.run(rows(10), Minibatches.whole((10, 1)), {"learning_rate": 0.0})
     assert not moved(policy, snapshot(other))
     assert_shared(policy)
 
@@ -153,7 +153,7 @@ def test_parameters_come_back_when_the_loss_raises() -> None:
     step = GradientStep(policy, broken, part="actor")
     before, objects = snapshot(policy), [id(p) for p in policy.parameters()]
     with pytest.raises(RuntimeError, match="in the loss"):
-        step.run(rows(4), Minibatches.whole(4), {"learning_rate": 0.01})
+        step.run(rows(4), Minibatches.whole((4, 1)), {"learning_rate": 0.01})
     assert objects == [id(p) for p in policy.parameters()]
     assert all(p.requires_grad for p in policy.parameters())
     assert not moved(policy, before)
@@ -195,7 +195,7 @@ def test_parameters_that_a_user_froze_do_not_move(part: str) -> None:
     assert len(frozen) == 4
     before = snapshot(policy)
     step = GradientStep(policy, regression, part=part)
-    step.run(rows(10), Minibatches.whole(10, 3), {"learning_rate": 0.01})
+    step.run(rows(10), Minibatches.whole((10, 1), 3), {"learning_rate": 0.01})
     assert moved(policy, before) == set(policy.part_names(part)) - frozen
     assert {name for name, p in policy.named_parameters() if not p.requires_grad} == frozen
 
@@ -209,12 +209,12 @@ def test_freezing_between_updates_is_honoured_or_refused(
     policy = policy_of(actions)
     policy.get_submodule(what).requires_grad_(not thawed)
     step = GradientStep(policy, regression)
-    step.run(rows(10), Minibatches.whole(10), {"learning_rate": 0.01})
+    step.run(rows(10), Minibatches.whole((10, 1)), {"learning_rate": 0.01})
     policy.get_submodule(what).requires_grad_(thawed)
     before = snapshot(policy)
     trainable = {name for name, p in policy.named_parameters() if p.requires_grad}
     try:
-        step.run(rows(10), Minibatches.whole(10), {"learning_rate": 0.01})
+        step.run(rows(10), Minibatches.whole((10, 1)), {"learning_rate": 0.01})
     except ConfigError:
         assert not moved(policy, before)
     else:
@@ -231,7 +231,7 @@ def test_a_part_moves_alone(rule: str, actions: Any, part: str, other: str) -> N
     policy = policy_of(actions)
     before = snapshot(policy)
     step = GradientStep(policy, regression, part=part, rule=rule)
-    step.run(rows(10), Minibatches.whole(10, 3), {"learning_rate": 0.01})
+    step.run(rows(10), Minibatches.whole((10, 1), 3), {"learning_rate": 0.01})
     assert moved(policy, before) == set(policy.part_names(part))
     assert set(policy.part_names(part)) | set(policy.part_names(other)) == set(before)
     assert not set(policy.part_names(part)) & set(policy.part_names(other))
@@ -247,7 +247,7 @@ def test_parts_in_turn_move_what_each_should() -> None:
     both = GradientStep(twin, regression)
     for _ in range(3):
         for step in (actor, critic, both):
-            step.run(rows(10), Minibatches.whole(10), {"learning_rate": 0.01})
+            step.run(rows(10), Minibatches.whole((10, 1)), {"learning_rate": 0.01})
     for one, other in zip(policy.parameters(), twin.parameters(), strict=True):
         assert torch.allclose(one, other, atol=1e-12)
     assert len(actor.moments[0]) + len(critic.moments[0]) == len(both.moments[0])
@@ -260,7 +260,7 @@ def test_a_shared_network_has_no_parts() -> None:
             GradientStep(policy, regression, part=part)
     before = snapshot(policy)
     step = GradientStep(policy, regression)
-    step.run(rows(10), Minibatches.whole(10), {"learning_rate": 0.01})
+    step.run(rows(10), Minibatches.whole((10, 1)), {"learning_rate": 0.01})
     assert moved(policy, before) == set(before)
 
 
@@ -277,7 +277,7 @@ def test_steps_equal_those_of_torch(rule: str, theirs: str, clip: float | None) 
     optimiser = getattr(torch.optim, theirs)(twin.parameters(), lr=0.01, eps=1e-5)
     norms = []
     for k in range(5):
-        result = step.run(rows(10, k), Minibatches.whole(10), {"learning_rate": 0.01})
+        result = step.run(rows(10, k), Minibatches.whole((10, 1)), {"learning_rate": 0.01})
         optimiser.zero_grad()
         regression(twin, rows(10, k), {})[0].backward()
         limit = math.inf if clip is None else clip
@@ -304,8 +304,8 @@ def test_moments_go_on_from_one_run_to_the_next() -> None:
     policy, twin = policy_of(), policy_of()
     in_parts, at_once = GradientStep(policy, regression), GradientStep(twin, regression)
     for _ in range(3):
-        in_parts.run(rows(10), Minibatches.whole(10, 2), {"learning_rate": 0.01})
-    at_once.run(rows(10), Minibatches.whole(10, 6), {"learning_rate": 0.01})
+        in_parts.run(rows(10), Minibatches.whole((10, 1), 2), {"learning_rate": 0.01})
+    at_once.run(rows(10), Minibatches.whole((10, 1), 6), {"learning_rate": 0.01})
     assert in_parts.steps == at_once.steps == 6
     assert not moved(policy, snapshot(twin))
     assert in_parts.state()["steps"] == 6
@@ -322,7 +322,9 @@ def test_metrics_are_means_over_the_steps() -> None:
         return value, metrics
 
     result = GradientStep(policy, loss).run(
-        rows(12), Minibatches.shuffled(np.random.default_rng(0), 12, 4, 2), {"learning_rate": 0.01}
+        rows(12),
+        Minibatches.shuffled(np.random.default_rng(0), (12, 1), 4, 2),
+        {"learning_rate": 0.01},
     )
     assert len(seen) == 6
     assert result["loss"] == pytest.approx(np.mean(seen), rel=1e-12)
@@ -332,15 +334,15 @@ def test_metrics_are_means_over_the_steps() -> None:
 
 
 def test_every_row_is_read_once_an_epoch() -> None:
-    minibatches = Minibatches.shuffled(np.random.default_rng(0), 10, 4, 3)
+    minibatches = Minibatches.shuffled(np.random.default_rng(0), (10, 1), 4, 3)
     assert minibatches.rows.shape == (3, 3, 4)
     assert minibatches.present.tolist() == [[True] * 4, [True] * 4, [True, True, False, False]]
     orders = [epoch[minibatches.present].tolist() for epoch in minibatches.rows]
     assert all(sorted(order) == list(range(10)) for order in orders)
     assert len(set(map(tuple, orders))) == 3
-    again = Minibatches.shuffled(np.random.default_rng(0), 10, 4, 3)
+    again = Minibatches.shuffled(np.random.default_rng(0), (10, 1), 4, 3)
     assert torch.equal(again.rows, minibatches.rows)
-    whole = Minibatches.whole(10, 2)
+    whole = Minibatches.whole((10, 1), 2)
     assert whole.rows.shape == (2, 1, 10)
     assert whole.present.all()
 
@@ -351,7 +353,7 @@ def test_padding_changes_nothing(size: int) -> None:
     batch = rows(10)
     batch["valid"][[2, 7]] = 0.0
     policy, twin = policy_of(), policy_of()
-    minibatches = Minibatches.shuffled(np.random.default_rng(1), 10, size, 2)
+    minibatches = Minibatches.shuffled(np.random.default_rng(1), (10, 1), size, 2)
     step, by_hand = GradientStep(policy, regression), GradientStep(twin, regression)
     result = step.run(batch, minibatches, {"learning_rate": 0.01})
     losses = []
@@ -360,7 +362,7 @@ def test_padding_changes_nothing(size: int) -> None:
         for some in order.split(size):
             part = {name: column[some] for name, column in batch.items()}
             hyper = {"learning_rate": 0.01}
-            losses.append(by_hand.run(part, Minibatches.whole(len(some)), hyper)["loss"])
+            losses.append(by_hand.run(part, Minibatches.whole((len(some), 1)), hyper)["loss"])
     assert len(losses) == 2 * math.ceil(10 / size) == step.steps
     assert result["loss"] == pytest.approx(np.mean(losses), rel=1e-12)
     for one, other in zip(policy.parameters(), twin.parameters(), strict=True):
@@ -426,9 +428,9 @@ def test_until_stops_before_the_step() -> None:
         return len(calls) == 3
 
     step = GradientStep(policy, regression)
-    step.run(rows(10), Minibatches.whole(10, 6), {"learning_rate": 0.01}, until=third)
+    step.run(rows(10), Minibatches.whole((10, 1), 6), {"learning_rate": 0.01}, until=third)
     reference = GradientStep(twin, regression)
-    reference.run(rows(10), Minibatches.whole(10, 2), {"learning_rate": 0.01})
+    reference.run(rows(10), Minibatches.whole((10, 1), 2), {"learning_rate": 0.01})
     assert len(calls) == 3
     assert step.steps == 2
     assert not moved(policy, snapshot(twin))
@@ -439,7 +441,7 @@ def test_until_at_the_first_minibatch_moves_nothing() -> None:
     policy = policy_of()
     before = snapshot(policy)
     step = GradientStep(policy, regression)
-    step.run(rows(10), Minibatches.whole(10, 6), {"learning_rate": 0.01}, until=lambda _: True)
+    step.run(rows(10), Minibatches.whole((10, 1), 6), {"learning_rate": 0.01}, until=lambda _: True)
     assert not moved(policy, before)
     assert step.steps == 0
 
@@ -481,17 +483,17 @@ def test_non_finite_numbers_restore_everything(part: str, what: str, after: int)
         pytest.skip("the gradient of the value is not the actor's")
     policy = policy_of()
     step = GradientStep(policy, poison(after, what), part=part, max_grad_norm=0.5)
-    step.run(rows(10), Minibatches.whole(10, 2), {"learning_rate": 0.01})
+    step.run(rows(10), Minibatches.whole((10, 1), 2), {"learning_rate": 0.01})
     before, moments, steps = snapshot(policy), [m.clone() for m in step.moments], step.steps
     with pytest.raises(NonFiniteError, match=r"learning_rate") as caught:
-        step.run(rows(10), Minibatches.whole(10, 6), {"learning_rate": 0.01})
+        step.run(rows(10), Minibatches.whole((10, 1), 6), {"learning_rate": 0.01})
     assert caught.value.exit_code == 4
     assert not moved(policy, before)
     assert step.steps == steps == 2
     assert all(map(torch.equal, step.moments, moments))
     assert_shared(policy)
     step.loss = regression
-    step.run(rows(10), Minibatches.whole(10), {"learning_rate": 0.01})
+    step.run(rows(10), Minibatches.whole((10, 1)), {"learning_rate": 0.01})
     assert moved(policy, before) == set(policy.part_names(part))
 
 
@@ -500,7 +502,7 @@ def test_a_learning_rate_that_explodes_restores_everything() -> None:
     step = GradientStep(policy, regression)
     before = snapshot(policy)
     with pytest.raises(NonFiniteError):
-        step.run(rows(10), Minibatches.whole(10, 4), {"learning_rate": 1e38})
+        step.run(rows(10), Minibatches.whole((10, 1), 4), {"learning_rate": 1e38})
     assert not moved(policy, before)
 
 

@@ -263,7 +263,7 @@ def nudge(policy: ActorCritic, part: str = "all") -> GradientStep:
 
     step = GradientStep(policy, loss, part=part)
     batch = {"obs": torch.rand(4, 4, generator=torch.Generator()), "valid": torch.ones(4)}
-    step.run(batch, Minibatches.whole(4), {"learning_rate": 1e-3})
+    step.run(batch, Minibatches.whole((4, 1)), {"learning_rate": 1e-3})
     return step
 
 

@@ -123,7 +123,7 @@ def _inherited(method: griffe.Object) -> griffe.Docstring | None:
         if above is not None and above.docstring is not None:
             return griffe.Docstring(above.docstring.value, parent=method)
     for base in map(_outside, owner.bases):
-        if getattr(getattr(base, method.name, None), "__doc__", None):
+        if base is not None and getattr(getattr(base, method.name, None), "__doc__", None):
             return griffe.Docstring(f"As in ``{base.__module__}.{base.__name__}``.", parent=method)
     return None
 

@@ -6,10 +6,11 @@ import contextlib
 import logging
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
@@ -18,17 +19,18 @@ from upslope.algorithms import make_learner
 from upslope.callbacks import Callback, CallbackList
 from upslope.config import Config, whole_number
 from upslope.envs.find import EnvLike, Source, find_environment
-from upslope.envs.make import make_environments
+from upslope.envs.make import environment_settings, make_environments
 from upslope.errors import ConfigError, EnvironmentFaultError, ModelFileError
 from upslope.evaluation import Sample, Score, evaluate
 from upslope.interrupts import Interrupted, interrupts
 from upslope.policies.actor_critic import ActorCritic
 from upslope.policies.encoders import FeaturesFactory
 from upslope.policies.make import check_readable, find_device, make_policy
+from upslope.rollout import check_buffer
 from upslope.runs.policy_file import load_model, save_model
 from upslope.seeding import SeedTree
 from upslope.training import Event, Training
-from upslope.trees import Tree
+from upslope.trees import Tree, leaves
 
 log = logging.getLogger("upslope")
 EVALUATION_ENVS = 16  # slots of an evaluation; fixed, so that a score depends on nothing else
@@ -74,7 +76,8 @@ class Agent:
 
     def _begin(self, source: Source | None, config: Config, policy: ActorCritic | None) -> None:
         """Hold the parts; a policy that exists already needs no environment before it learns."""
-        self.source, self.config = source, config
+        self.config = config
+        self.source = None if source is None else self._prepared(source)
         self._training: Training | None = None
         self._predict_noise = SeedTree(config.seed).generator("predict")
         if policy is not None:
@@ -90,12 +93,14 @@ class Agent:
                 n_envs=config.n_envs,
                 seed=config.seed,
                 vec=config.vec,
-                max_episode_steps=config.max_episode_steps,
-                env_kwargs=config.env_kwargs,
                 log_info=config.log_info,
-                accept=check_readable,
+                accept=partial(check_readable, action_dist=config.action_dist),
+                **environment_settings(config),
             )
-            self.config = config = config.resolve(envs.n_envs)
+            resolved = config.resolve(envs.n_envs)
+            self.config = config = replace(resolved, frame_stack=source.frame_stack)
+            if config.rollout_steps is not None:
+                check_buffer(envs, config.rollout_steps)
             spaces = (envs.observation_space, envs.action_space)
             if hasattr(self, "policy"):
                 arguments.check_spaces(self.policy, *spaces)
@@ -105,6 +110,9 @@ class Agent:
             learner = make_learner(config, self.policy)
             self._training = Training(config, self.policy, learner, envs, source.max_episode_steps)
         return self._training
+
+    def _prepared(self, source: Source) -> Source:
+        return source.prepared(self.config.frame_stack, self.config.atari_preprocessing)
 
     def _needed_source(self) -> Source:
         if self.source is None:
@@ -184,29 +192,37 @@ class Agent:
         state: Tree | None = None,
         episode_start: NDArray[np.bool_] | None = None,
         deterministic: bool = False,
+        action_masks: Any = None,
     ) -> tuple[Any, Tree | None]:
         """Return the action for one observation or a batch of them, as ``env.step`` takes it.
 
         Args:
-            observation: ``[*shape]`` or ``[N, *shape]``.
+            observation: ``[*shape]`` or ``[N, *shape]``; a dict or tuple of such.
             state: what the last call returned; None at the start, and always for policies without
                 memory.
-            episode_start: ``[N]``, where an episode begins; without memory it changes nothing.
+            episode_start: ``[N]``, where an episode begins and the memory is blank.
             deterministic: the mode instead of a sample.
+            action_masks: ``[n_mask]`` or ``[N, n_mask]``, which choices are allowed; by default
+                what the key ``action_mask`` of the observation says, if it has one.
 
         Raises:
-            ConfigError: if the observation does not have the space's shape.
+            ConfigError: if the observation does not have the space's shape, or nothing is allowed.
         """
-        batch, single = arguments.as_batch(observation, self.policy.observation_space.shape or ())
+        policy = self.policy
+        batch, single = arguments.as_batch(observation, policy.observation_space)
+        n = len(leaves(batch)[0])
+        mask = arguments.as_masks(action_masks, observation, policy.action_space, n)
         noise = None
         if not deterministic:
-            noise = self.policy.actions.draw_noise(self._predict_noise, (len(batch),))
-        actions, _ = self.policy.act(batch, () if state is None else state, noise=noise)
-        in_env_units = self.policy.actions.to_env(actions)
-        if not single:
-            return in_env_units, state
-        is_box = isinstance(self.policy.action_space, gym.spaces.Box)
-        return (np.asarray(in_env_units[0]) if is_box else in_env_units[0]), state
+            noise = policy.actions.draw_noise(self._predict_noise, (n,))
+        begins = None if episode_start is None else np.atleast_1d(episode_start)
+        before = () if state is None else state
+        actions, after = policy.act(batch, before, mask, noise, begins)
+        in_env_units = policy.actions.to_env(actions)
+        then = after if policy.has_memory else state
+        return (
+            arguments.first_of(in_env_units, policy.action_space) if single else in_env_units
+        ), then
 
     def evaluate(
         self,
@@ -244,7 +260,7 @@ class Agent:
         """
         n_episodes = whole_number("n_episodes", n_episodes)
         config = self.config if env is None else self.config.for_other_environments()
-        source = self._needed_source() if env is None else find_environment(env)
+        source = self._needed_source() if env is None else self._prepared(find_environment(env))
         given = source.instance is not None
         envs = make_environments(
             source,
@@ -252,8 +268,7 @@ class Agent:
             # never the episodes of training, not even under the run's own seed
             seed=SeedTree(self._evaluation_seed(seed)).integer("evaluation"),
             vec="auto" if given else "sync",
-            max_episode_steps=config.max_episode_steps if env is None else None,
-            env_kwargs=config.env_kwargs if env is None else None,
+            **environment_settings(config, own=env is None),
         )
         try:
             arguments.check_spaces(self.policy, envs.observation_space, envs.action_space)

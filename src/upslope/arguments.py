@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -15,6 +15,8 @@ from upslope.envs.find import Source
 from upslope.errors import ConfigError, ModelFileError
 from upslope.policies.actor_critic import ActorCritic
 from upslope.policies.encoders import FeaturesFactory
+from upslope.spaces import MASK_KEY, choice_sizes
+from upslope.trees import Tree
 
 
 def make_config(
@@ -77,8 +79,32 @@ def check_spaces(
             )
 
 
-def as_batch(observation: Any, shape: tuple[int, ...]) -> tuple[NDArray[Any], bool]:
-    """Return observations ``[N, *shape]`` and whether a single one ``[*shape]`` was given."""
+def as_batch(observation: Any, space: gym.Space[Any]) -> tuple[Tree, bool]:
+    """Return observations ``[N, ...]`` and whether a single one was given.
+
+    Raises:
+        ConfigError: if they do not have the structure and shapes of ``space``.
+    """
+    if isinstance(space, gym.spaces.Dict):
+        if not isinstance(observation, Mapping) or not set(space) <= set(observation):
+            raise ConfigError(f"the observation is no dict with the keys {', '.join(space)}")
+        branches: dict[Any, tuple[Tree, bool]] = {
+            key: as_batch(observation[key], space[key]) for key in space
+        }
+    elif isinstance(space, gym.spaces.Tuple):
+        if not isinstance(observation, (tuple, list)) or len(observation) != len(space):
+            raise ConfigError(f"the observation is no tuple of {len(space)}")
+        branches = {i: as_batch(observation[i], space[i]) for i in range(len(space))}
+    else:
+        return _as_array(observation, space.shape or ())
+    if len({single for _, single in branches.values()}) > 1:
+        raise ConfigError("parts of the observation are single and others a batch: give one kind")
+    single = next(iter(branches.values()))[1]
+    tree = {key: batch for key, (batch, _) in branches.items()}
+    return (tree if isinstance(space, gym.spaces.Dict) else tuple(tree.values())), single
+
+
+def _as_array(observation: Any, shape: tuple[int, ...]) -> tuple[NDArray[Any], bool]:
     try:
         obs = np.asarray(observation)
     except ValueError:
@@ -92,6 +118,41 @@ def as_batch(observation: Any, shape: tuple[int, ...]) -> tuple[NDArray[Any], bo
             f"the observation has shape {obs.shape}: give {shape}, or {('N', *shape)} for a batch"
         )
     return (obs[None] if single else obs), single
+
+
+def as_masks(
+    masks: Any, observation: Any, space: gym.Space[Any], n: int
+) -> NDArray[np.bool_] | None:
+    """Return which choices are allowed, ``[n, n_mask]``, or None where nothing says it.
+
+    Raises:
+        ConfigError: if their number is wrong, or a choice has nothing that is allowed.
+    """
+    sizes = choice_sizes(space)
+    if masks is None and isinstance(observation, Mapping):
+        masks = observation.get(MASK_KEY)
+    if masks is None or not sizes:
+        return None
+    flat = np.asarray(masks)
+    if flat.size != n * sum(sizes):
+        raise ConfigError(
+            f"action_masks has the shape {flat.shape}: give {(sum(sizes),)}, or "
+            f"{('N', sum(sizes))} for a batch"
+        )
+    allowed: NDArray[np.bool_] = flat.reshape(n, sum(sizes)).astype(bool)
+    first = np.cumsum([0, *sizes])[:-1]
+    if not np.logical_or.reduceat(allowed, first, axis=1).all():
+        raise ConfigError("action_masks allows no action: allow at least one of each choice")
+    return allowed
+
+
+def first_of(actions: Tree, space: gym.Space[Any]) -> Any:
+    """Return the one action of a batch of one, as ``env.step`` takes it."""
+    if isinstance(space, gym.spaces.Dict):
+        return {key: first_of(actions[key], space[key]) for key in space}
+    if isinstance(space, gym.spaces.Tuple):
+        return tuple(first_of(part, space[i]) for i, part in enumerate(actions))
+    return np.asarray(actions[0]) if isinstance(space, gym.spaces.Box) else actions[0]
 
 
 def as_list(callback: Callback | Sequence[Callback] | None) -> list[Callback]:

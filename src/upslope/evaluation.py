@@ -132,11 +132,11 @@ def evaluate(
     std = policy.actions.std()
     episodes: list[Episode] = []
     while envs.batch_is_running():
-        actor(envs.obs, outputs)
+        actor(envs.obs, outputs, envs.episode_start)
         if deterministic:
-            actions = policy.actions.mode(outputs)
+            actions = policy.actions.mode(outputs, envs.mask)
         else:
-            actions = policy.actions.sample(outputs, noise.row(), std)
+            actions = policy.actions.sample(outputs, noise.row(), std, envs.mask)
         _, finished = envs.step(policy.actions.to_env(actions))
         episodes += finished
         if finished and progress is not None:

@@ -8,7 +8,7 @@ minibatch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +19,8 @@ from torch import Tensor, nn
 
 from upslope.errors import NonFiniteError
 from upslope.policies.actor_critic import ActorCritic
+from upslope.policies.memory import Past
+from upslope.trees import take
 
 Batch = dict[str, Any]
 Hyper = Mapping[str, float]
@@ -54,32 +56,50 @@ RULES: dict[str, tuple[Callable[..., tuple[Tensor, Moments]], int]] = {
 class Minibatches:
     """Which rows each gradient step reads: ``rows [epochs, steps, size]``.
 
-    The last step is padded with row 0 where ``present [steps, size]`` is 0.
+    The last step is padded where ``present [steps, size]`` is 0. ``columns [epochs, steps, S]`` are
+    the environments whose sequences a step reads whole, where it does.
     """
 
     rows: Tensor
     present: Tensor
+    columns: Tensor
 
     @classmethod
     def shuffled(
-        cls, rng: np.random.Generator, n_rows: int, size: int, n_epochs: int
+        cls,
+        rng: np.random.Generator,
+        shape: Sequence[int],
+        size: int,
+        n_epochs: int,
+        by_sequence: bool = False,
     ) -> Minibatches:
-        """Every row once an epoch, in an order drawn from ``rng``."""
-        steps = -(-n_rows // size)
-        order = np.zeros((n_epochs, steps * size), dtype=np.int64)
+        """Every row of a ``(T, B)`` rollout once an epoch, in an order drawn from ``rng``.
+
+        Rows are numbered time-major. ``by_sequence`` keeps the T rows of an environment together
+        and in order: a minibatch is then as many whole columns as fit ``size``, at least one.
+        """
+        length, n_envs = (shape[0], shape[1]) if by_sequence else (1, shape[0] * shape[1])
+        per_step = max(1, size // length)  # columns, or single rows
+        steps = -(-n_envs // per_step)
+        order = np.zeros((n_epochs, steps * per_step), dtype=np.int64)
         for epoch in order:
-            epoch[:n_rows] = rng.permutation(n_rows)
-        present = np.arange(steps * size) < n_rows
+            epoch[:n_envs] = rng.permutation(n_envs)
+        present = (np.arange(steps * per_step) < n_envs).reshape(steps, 1, per_step)
+        columns = order.reshape(n_epochs, steps, per_step)
+        rows = np.arange(length)[:, None] * n_envs + columns[:, :, None, :]
         return cls(
-            torch.from_numpy(order.reshape(n_epochs, steps, size)),
-            torch.from_numpy(present.reshape(steps, size)),
+            torch.from_numpy(rows.reshape(n_epochs, steps, length * per_step)),
+            torch.from_numpy(np.broadcast_to(present, rows.shape[1:]).reshape(steps, -1).copy()),
+            torch.from_numpy(columns),
         )
 
     @classmethod
-    def whole(cls, n_rows: int, n_epochs: int = 1) -> Minibatches:
-        """One step an epoch over all rows in order."""
+    def whole(cls, shape: Sequence[int], n_epochs: int = 1) -> Minibatches:
+        """One step an epoch over all rows of a ``(T, B)`` rollout in order."""
+        n_rows, n_envs = shape[0] * shape[1], shape[1]
         rows = torch.arange(n_rows).expand(n_epochs, 1, n_rows)
-        return cls(rows, torch.ones(1, n_rows, dtype=torch.bool))
+        columns = torch.arange(n_envs).expand(n_epochs, 1, n_envs)
+        return cls(rows, torch.ones(1, n_rows, dtype=torch.bool), columns)
 
 
 class GradientStep:
@@ -289,18 +309,29 @@ def _share_one_vector(parameters: list[nn.Parameter]) -> None:
 
 
 def _gather(batch: Batch, minibatches: Minibatches) -> Iterator[Batch]:
-    """Yield one dict of rows a step: each column is permuted once an epoch and then sliced."""
+    """Yield one dict of rows a step: each column is permuted once an epoch and then sliced.
+
+    A column is a tree of tensors, the :class:`Past` of the rows, or None, which stays None.
+    """
     steps, size = minibatches.rows.shape[1:]
     padded = not bool(minibatches.present.all())
     device = batch["valid"].device
-    for epoch in minibatches.rows.to(device):
-        order = epoch.reshape(-1)
-        columns = {name: column[order].split(size) for name, column in batch.items()}
+    past: Past | None = batch.get("past")
+    given = {
+        name: column for name, column in batch.items() if isinstance(column, Tensor | dict | tuple)
+    }
+    for epoch, columns in zip(
+        minibatches.rows.to(device), minibatches.columns.to(device), strict=True
+    ):
+        shuffled = take(given, epoch.reshape(-1))
         for step in range(steps):
-            minibatch = {name: parts[step] for name, parts in columns.items()}
+            minibatch: Batch = dict.fromkeys(batch)
+            minibatch |= take(shuffled, slice(step * size, (step + 1) * size))
             if padded:
                 present = minibatches.present[step].to(device)
                 minibatch["valid"] = minibatch["valid"] * present
+            if past is not None:
+                minibatch["past"] = past.take(epoch[step], columns[step])
             yield minibatch
 
 

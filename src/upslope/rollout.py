@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,8 +16,10 @@ from upslope.errors import ConfigError, NonFiniteError, StaleRolloutError
 from upslope.policies.acting import make_actor
 from upslope.policies.actor_critic import ActorCritic
 from upslope.policies.distributions import Distribution
+from upslope.policies.memory import Past
+from upslope.spaces import observation_bytes
 from upslope.theory.diagnostics import ratio_tolerance
-from upslope.trees import Tree, concatenate, flatten_time, leaves, map_tree, to_torch
+from upslope.trees import Tree, concatenate, flatten_time, leaves, map_tree, take, to_torch
 
 USUAL_INPUT = 10.0  # what normalised observations are clipped to
 
@@ -46,8 +49,8 @@ class Rollout:
     episodes: tuple[Episode, ...]  # those that ended inside
     policy_version: int  # of the policy that collected
     clipped_share: float  # share of action components that the bounds clipped
-    mask: Tensor | None = None  # [T, B, ...] allowed actions
-    state: Tree = ()  # [B, ...] recurrent state before the first row
+    mask: Tensor | None = None  # [T, B, n_mask] bool, which choices were allowed
+    state: Tree = ()  # [B, ...] state of the policy's memory before the first row
 
     @property
     def done(self) -> Tensor:
@@ -63,6 +66,12 @@ class Rollout:
     def n_valid(self) -> int:
         """Number of transitions."""
         return int(self.valid.sum())
+
+    @property
+    def past(self) -> Past | None:
+        """Where episodes begin and what was remembered before the rollout; None without memory."""
+        begins = self.episode_step == 0
+        return Past(begins.reshape(-1), self.state) if leaves(self.state) else None
 
 
 @dataclass(frozen=True)
@@ -98,7 +107,6 @@ def collect(
         raise ConfigError("collect takes either n_steps or n_episodes: give exactly one of them")
     if (n_steps or n_episodes or 0) < 1:
         raise ConfigError(f"collect was asked for {n_steps or n_episodes or 0}: ask for at least 1")
-    actor = make_actor(policy, envs.n_envs)
     noise: RolloutNoise | EpisodeNoise
     if n_episodes is None:
         noise = RolloutNoise(envs, policy, envs.begin_rollout(), n_steps or 0)
@@ -107,16 +115,18 @@ def collect(
         envs.begin_batch(n_episodes)
         noise = EpisodeNoise(envs, policy)
         recorder = _Recorder(envs, policy, capacity=512)
-    std = policy.actions.std()
+    actor = make_actor(policy, envs.n_envs, envs.state)
+    state, std = actor.state, policy.actions.std()
     t = 0
     while t < n_steps if n_steps is not None else envs.batch_is_running():
         outputs = recorder.begin_row(t)
-        actor(envs.obs, outputs)
-        actions = policy.actions.sample(outputs, noise.row(), std)
+        actor(envs.obs, outputs, envs.episode_start)
+        actions = policy.actions.sample(outputs, noise.row(), std, envs.mask)
         row, finished = envs.step(policy.actions.to_env(actions))
         recorder.end_row(t, actions, row, finished)
         t += 1
-    return recorder.freeze(t)
+    envs.state = actor.state
+    return recorder.freeze(t, state)
 
 
 def evaluate_rollout(policy: ActorCritic, rollout: Rollout) -> EvaluatedRollout:
@@ -128,28 +138,41 @@ def evaluate_rollout(policy: ActorCritic, rollout: Rollout) -> EvaluatedRollout:
     """
     check_fresh(policy, rollout)
     steps, n_envs = rollout.rewards.shape
+    past = rollout.past
     with torch.no_grad():
-        prepared = concatenate(
-            [
-                policy.prepare(flatten_time(rollout.obs)),
-                policy.prepare(rollout.last_obs),
-                policy.prepare(rollout.final_obs),
-            ]
-        )
-        inputs = map_tree(lambda x: x[: steps * n_envs], prepared)
-        outputs, _ = policy.outputs(inputs)
+        inputs = policy.prepare(flatten_time(rollout.obs))
+        outputs, _ = policy.outputs(inputs, past)
         mask = None if rollout.mask is None else rollout.mask.flatten(0, 1)
         distribution = policy.actions.distribution(outputs, mask)
         log_prob = distribution.log_prob(flatten_time(rollout.actions)).view(steps, n_envs)
-        values = policy.values(prepared)
+        # What no later row of the rollout shows: what followed its last rows, and final ones.
+        last = (steps - 1) * n_envs + torch.arange(n_envs, device=policy.device)
+        final = rollout.final_rows[:, 0] * n_envs + rollout.final_rows[:, 1]
+        successors = policy.prepare(concatenate([rollout.last_obs, rollout.final_obs]))
+        values, beyond = policy.values_along(inputs, past, torch.cat([last, final]), successors)
     _check_ratio(rollout, log_prob, distribution, inputs)
-    grid = values[: steps * n_envs].view(steps, n_envs)
-    next_values = torch.cat([grid[1:], values[None, steps * n_envs : steps * n_envs + n_envs]])
-    next_values[rollout.final_rows[:, 0], rollout.final_rows[:, 1]] = values[
-        steps * n_envs + n_envs :
-    ]
+    grid = values.view(steps, n_envs)
+    next_values = torch.cat([grid[1:], beyond[None, :n_envs]])
+    next_values[rollout.final_rows[:, 0], rollout.final_rows[:, 1]] = beyond[n_envs:]
     inputs = map_tree(lambda x: x.view(steps, n_envs, *x.shape[1:]), inputs)
     return EvaluatedRollout(inputs, log_prob, grid, next_values)
+
+
+def check_buffer(envs: Environments, n_steps: int) -> None:
+    """Raise unless the observations of ``n_steps`` rows fit the memory that a rollout may take.
+
+    Raises:
+        ConfigError: with the arithmetic.
+    """
+    each = observation_bytes(envs.observation_space)
+    wanted = n_steps * envs.n_envs * each
+    allowed = _memory() / 2 if envs.max_buffer is None else envs.max_buffer * 2**30
+    if wanted > allowed:
+        raise ConfigError(
+            f"a rollout of {n_steps} steps x {envs.n_envs} environments x {each:,} bytes an "
+            f"observation takes {wanted / 2**30:.1f} GiB, and {allowed / 2**30:.1f} GiB are "
+            "allowed: lower n_steps or n_envs, make observations smaller, or set --max-buffer"
+        )
 
 
 def check_fresh(policy: ActorCritic, rollout: Rollout) -> None:
@@ -172,8 +195,11 @@ def _check_ratio(
     """
     gap = ((log_prob - rollout.log_prob).abs() * rollout.valid).flatten()
     tolerance = ratio_tolerance(*distribution.rounding(flatten_time(rollout.actions)))
-    largest = torch.stack([leaf.flatten(1).abs().amax(1) for leaf in leaves(inputs)]).amax(0)
-    tolerances = tolerance * (largest / USUAL_INPUT).clamp(min=1)
+    tolerances = tolerance * torch.ones_like(gap)
+    for leaf in leaves(inputs):
+        if leaf.is_floating_point():
+            largest = leaf.reshape(len(leaf), -1).abs().amax(1)
+            tolerances = torch.maximum(tolerances, tolerance * largest / USUAL_INPUT)
     if not (gap <= tolerances).all():
         worst = int((gap / tolerances).argmax())
         raise StaleRolloutError(
@@ -241,18 +267,17 @@ class _Recorder:
         if t == self._capacity:
             self._grow(2 * t)
         envs, arrays = self._envs, self._arrays
-        if isinstance(envs.obs, np.ndarray):
-            arrays["obs"][t] = envs.obs
-        else:
-            map_tree(lambda held, new: held.__setitem__(t, new), arrays["obs"], envs.obs)
+        _put(arrays["obs"], t, envs.obs)
+        if envs.mask is not None:
+            arrays["mask"][t] = envs.mask
         arrays["episode_step"][t] = envs.episode_step
         arrays["episode"][t] = envs.number
         return arrays["outputs"][t]  # type: ignore[no-any-return]
 
-    def end_row(self, t: int, actions: NDArray[Any], row: Any, finished: list[Episode]) -> None:
+    def end_row(self, t: int, actions: Tree, row: Any, finished: list[Episode]) -> None:
         """Store what followed."""
         arrays = self._arrays
-        arrays["actions"][t] = actions
+        _put(arrays["actions"], t, actions)
         arrays["rewards"][t] = row.rewards
         arrays["terminated"][t] = row.terminated
         arrays["truncated"][t] = row.truncated
@@ -260,9 +285,15 @@ class _Recorder:
         if row.final_obs is not None:
             self._finals.append((t, row.ended, row.final_obs))
             self._episodes += finished
+        for i in row.lost:  # drop what this rollout has of the episode
+            column = arrays["episode"][: t + 1, i]
+            arrays["valid"][: t + 1, i] &= column != column[t]
 
-    def freeze(self, steps: int) -> Rollout:
-        """Cut the arrays to length and hand them over as tensors on the policy's device."""
+    def freeze(self, steps: int, state: Tree) -> Rollout:
+        """Cut the arrays to length and hand them over as tensors on the policy's device.
+
+        ``state [B, ...]`` is what the policy remembered before the first row.
+        """
         policy, device = self._policy, self._policy.device
         arrays = {key: map_tree(lambda x: x[:steps], tree) for key, tree in self._arrays.items()}
         arrays["terminated"] &= arrays["valid"]
@@ -278,10 +309,11 @@ class _Recorder:
         for leaf in leaves(last_obs):
             _check_finite(leaf, "observation", _each_slot(steps, len(leaf)))
         outputs = to_torch(arrays.pop("outputs"), device)
-        share = policy.actions.clipped_share(arrays["actions"][arrays["valid"]])
+        share = policy.actions.clipped_share(take(arrays["actions"], arrays["valid"]))
         tensors = {key: to_torch(tree, device) for key, tree in arrays.items()}
         with torch.no_grad():
-            log_prob = policy.actions.distribution(outputs).log_prob(tensors["actions"])
+            distribution = policy.actions.distribution(outputs, tensors.get("mask"))
+            log_prob = distribution.log_prob(tensors["actions"])
         return Rollout(
             **tensors,
             last_obs=to_torch(last_obs, device),
@@ -291,6 +323,7 @@ class _Recorder:
             episodes=tuple(self._episodes),
             policy_version=self._version,
             clipped_share=share,
+            state=state,
         )
 
     def _final(self, last_obs: Tree) -> tuple[NDArray[np.int64], Tree]:
@@ -302,16 +335,16 @@ class _Recorder:
 
     def _grow(self, capacity: int) -> None:
         envs, actions = self._envs, self._policy.actions
+        check_buffer(envs, capacity)
         if not self._arrays and envs.obs is None:
             raise ConfigError(
                 "these environments have not been started: collect begins a rollout first"
             )
         number = np.float32 if self._policy.dtype == torch.float32 else np.float64
-        sampled = np.int64 if actions.sampled_dtype == torch.int64 else number
         wanted: dict[str, Any] = {
             "obs": envs.obs,
             "outputs": np.zeros((envs.n_envs, actions.n_outputs), number),
-            "actions": np.zeros((envs.n_envs, *actions.shape), sampled),
+            "actions": actions.zeros(envs.n_envs),
             "rewards": np.zeros(envs.n_envs),
             "terminated": np.zeros(envs.n_envs, bool),
             "truncated": np.zeros(envs.n_envs, bool),
@@ -319,6 +352,8 @@ class _Recorder:
             "episode_step": np.zeros(envs.n_envs, np.int64),
             "episode": np.zeros(envs.n_envs, np.int64),
         }
+        if envs.mask is not None:
+            wanted["mask"] = envs.mask
 
         def enlarge(like: NDArray[Any], held: NDArray[Any] | None = None) -> NDArray[Any]:
             array = np.zeros((capacity, *like.shape), like.dtype)
@@ -330,6 +365,19 @@ class _Recorder:
             held = self._arrays.get(key)
             self._arrays[key] = map_tree(enlarge, like, *([] if held is None else [held]))
         self._capacity = capacity
+
+
+def _memory() -> int:
+    """Bytes of memory of this machine."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _put(held: Tree, t: int, new: Tree) -> None:
+    """Copy row ``t`` in, leaf by leaf."""
+    if isinstance(held, np.ndarray):
+        held[t] = new
+    else:
+        map_tree(lambda into, row: into.__setitem__(t, row), held, new)
 
 
 def _check_finite(numbers: NDArray[Any], what: str, rows: NDArray[np.int64] | None = None) -> None:

@@ -23,7 +23,7 @@ from upslope.envs.episodes import Environments, Episode
 from upslope.errors import NonFiniteError
 from upslope.policies.actor_critic import ActorCritic
 from upslope.rollout import Rollout, collect, evaluate_rollout
-from upslope.trees import flatten_time
+from upslope.trees import flatten_time, take
 
 WINDOW = 100  # finished episodes that ep_rew_mean averages
 ASSUMED_EPISODE = 1000  # steps, where an environment states no limit
@@ -160,12 +160,12 @@ class Training:
         if policy.reward_normalizer is not None:
             policy.reward_normalizer.update(rollout.rewards, rollout.boundary, rollout.valid)
         if policy.obs_normalizer is not None:
-            obs = flatten_time(rollout.obs)[rollout.valid.reshape(-1)]
-            sample = obs[:512]
+            obs = take(flatten_time(rollout.obs), rollout.valid.reshape(-1))
+            sample = take(obs, slice(512))
             with torch.no_grad():
-                before = policy.distribution(sample)
+                before: Any = policy.distribution(sample)
                 policy.obs_normalizer.update(obs)
-                moved = before.kl(policy.distribution(sample))  # type: ignore[arg-type]
+                moved = before.kl(policy.distribution(sample))
             metrics["normalizer_kl"] = float(moved.mean())
         return metrics
 
@@ -187,6 +187,8 @@ class Training:
             "rollout/valid_share": rollout.n_valid / rollout.valid.numel(),
             "rollout/clipped_share": rollout.clipped_share,
         }
+        if self.config.allowed_faults:
+            metrics["rollout/env_faults"] = float(self.envs.faults)
         if self.recent:
             returns = np.array([episode.ret for episode in self.recent])
             metrics["rollout/ep_rew_mean"] = float(returns.mean())

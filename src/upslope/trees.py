@@ -24,6 +24,11 @@ def map_tree(function: Callable[..., Any], tree: Tree, *others: Tree) -> Tree:
     return function(tree, *others)
 
 
+def conform(layout: Tree, tree: Tree) -> Tree:
+    """Return the part of a tree that a layout has: dict keys that it lacks are left out."""
+    return tree if isinstance(layout, np.ndarray) else map_tree(lambda _, x: x, layout, tree)
+
+
 def leaves(tree: Tree) -> list[Any]:
     """Return the leaves in order (dicts in their own key order)."""
     if isinstance(tree, dict):
@@ -31,6 +36,11 @@ def leaves(tree: Tree) -> list[Any]:
     if isinstance(tree, tuple):
         return [leaf for branch in tree for leaf in leaves(branch)]
     return [tree]
+
+
+def take(tree: Tree, index: Any) -> Tree:
+    """Index every leaf in the same way: ``x[index]``."""
+    return map_tree(lambda x: x[index], tree)
 
 
 def stack(trees: Sequence[Tree]) -> Tree:

@@ -377,7 +377,9 @@ def test_an_exception_in_step_names_environment_and_cause(amount: Any, index: in
     members = [ledger.Ledger() for _ in range(3)]
     members[index] = Faulty(step_at=at)
     envs = Environments(SyncEngine(members), SeedTree(0))
-    message = rf"^environment {index} raised RuntimeError in step: is on fire"
+    message = (
+        rf"^environment {index} raised RuntimeError in step \d+ of episode \d+ \(seed \d+\): is on"
+    )
     with pytest.raises(EnvironmentFaultError, match=message) as caught:
         collect(envs, make_policy(envs), **amount)
     assert caught.value.exit_code == 3
@@ -390,7 +392,7 @@ def test_an_exception_in_reset_names_environment_and_seed(index: int, at: int) -
     members = [ledger.Ledger() for _ in range(3)]
     members[index] = Faulty(reset_at=at)
     envs = Environments(SyncEngine(members), SeedTree(0))
-    message = rf"^environment {index} raised RuntimeError in reset\(seed=\d+\): is on fire"
+    message = rf"^environment {index} raised RuntimeError in reset of episode \d+ \(seed \d+\): is"
     with pytest.raises(EnvironmentFaultError, match=message):
         collect(envs, make_policy(envs), n_steps=60)
 

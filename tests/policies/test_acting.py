@@ -149,7 +149,7 @@ def test_an_actor_sees_weights_that_moved() -> None:
     actor(obs, out)
     before = out.copy()
     batch = {"obs": torch.from_numpy(obs), "valid": torch.ones(4)}
-    step.run(batch, Minibatches.whole(4), {"learning_rate": 0.1})
+    step.run(batch, Minibatches.whole((4, 1)), {"learning_rate": 0.1})
     actor(obs, out)
     assert np.abs(out - before).max() > 0.01
     assert np.abs(out - by_module(policy, obs)).max() <= 1e-12, "views, not copies"
@@ -191,7 +191,7 @@ def test_collecting_by_numpy_and_by_module_is_the_same_run(monkeypatch: pytest.M
         return collect(envs, make_policy(envs, norm_obs=True), n_steps=40)
 
     fast = run()
-    monkeypatch.setattr("upslope.rollout.make_actor", lambda policy, n_envs: _ModuleActor(policy))
+    monkeypatch.setattr("upslope.rollout.make_actor", _ModuleActor)
     plain = run()
     assert torch.allclose(fast.actions, plain.actions, rtol=0, atol=1e-12)
     assert torch.allclose(fast.log_prob, plain.log_prob, rtol=0, atol=1e-12)

@@ -13,14 +13,9 @@ from scipy import stats
 from torch import Tensor, distributions
 
 from upslope.errors import UnsupportedSpaceError
-from upslope.policies.distributions import (
-    LOG_STD_RANGE,
-    Categorical,
-    CategoricalActions,
-    DiagonalGaussian,
-    GaussianActions,
-    make_actions,
-)
+from upslope.policies.actions import CategoricalActions, make_actions
+from upslope.policies.box_actions import LOG_STD_RANGE, GaussianActions
+from upslope.policies.distributions import Categorical, DiagonalGaussian
 
 F64 = torch.float64
 MASK = torch.tensor([True, False, True, True, False])
@@ -322,8 +317,10 @@ def test_actions_sent_have_the_shape_and_dtype_of_the_space(
     space = box(-0.3, 0.7, shape, env_dtype)
     actions = gaussian_actions(space, dtype)
     size = math.prod(shape)
-    assert actions.shape == actions.noise_shape == (size,)
-    assert actions.sampled_dtype == actions.log_std.dtype == dtype
+    assert actions.noise_shape == (size,)
+    assert actions.log_std.dtype == dtype
+    assert actions.zeros(5).shape == (5, size)
+    assert torch.from_numpy(actions.zeros(5)).dtype == dtype
     rows = (3 * normal(5, size)).to(dtype).numpy()
     sent = actions.to_env(rows)
     assert sent.shape == (5, *shape)
@@ -357,15 +354,15 @@ def test_make_actions_picks_the_kind_of_the_space() -> None:
 @pytest.mark.parametrize(
     "space",
     [
-        gym.spaces.MultiDiscrete([2, 3]),
-        gym.spaces.MultiBinary(4),
+        gym.spaces.Text(4),
         gym.spaces.Box(0, 255, (2,), np.uint8),
-        gym.spaces.Dict(a=gym.spaces.Discrete(2)),
+        gym.spaces.Dict(),
+        gym.spaces.Tuple((gym.spaces.Discrete(2), gym.spaces.Text(3))),
     ],
-    ids=["MultiDiscrete", "MultiBinary", "Box of integers", "Dict"],
+    ids=["Text", "Box of integers", "empty Dict", "Text in a Tuple"],
 )
 def test_other_spaces_are_refused_in_one_sentence(space: gym.Space[Any]) -> None:
-    with pytest.raises(UnsupportedSpaceError, match="is not supported: Discrete and Box of floats"):
+    with pytest.raises(UnsupportedSpaceError, match="is not supported: Discrete, MultiDiscrete"):
         make_actions(space, -0.5, torch.float32)
 
 

@@ -54,9 +54,29 @@ class TestSpaces:
             assert again.low.tobytes() == space.low.tobytes()
             assert again.high.tobytes() == space.high.tobytes()
 
-    def test_others_have_no_place_yet(self) -> None:
-        with pytest.raises(ModelFileError, match="MultiBinary"):
-            space_to_json(gym.spaces.MultiBinary(3))
+    @pytest.mark.parametrize(
+        "space",
+        [
+            gym.spaces.MultiBinary(3),
+            gym.spaces.MultiBinary((2, 3)),
+            gym.spaces.MultiDiscrete([2, 5], start=[1, -2]),
+            gym.spaces.MultiDiscrete([[2, 5], [3, 4]], dtype=np.int32),
+            gym.spaces.Box(0, 255, (4, 84, 84), np.uint8),
+            gym.spaces.Dict(b=gym.spaces.Tuple((gym.spaces.Discrete(2),)), a=gym.spaces.Box(0, 1)),
+        ],
+        ids=str,
+    )
+    def test_every_space_that_is_read_survives(self, space: gym.Space[Any]) -> None:
+        again = space_from_json(json.loads(json.dumps(space_to_json(space))))
+        assert again == space
+        assert again.dtype == space.dtype
+
+    def test_bounds_that_are_all_alike_are_told_once(self) -> None:
+        assert len(json.dumps(space_to_json(gym.spaces.Box(0, 255, (84, 84), np.uint8)))) < 200
+
+    def test_others_have_no_place(self) -> None:
+        with pytest.raises(ModelFileError, match="Text"):
+            space_to_json(gym.spaces.Text(3))
 
 
 class TestHeader:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 from torch import Tensor
 
-from upslope.algorithms.common import Update, scaled_rewards
+from upslope.algorithms.common import Update, rows_of, scaled_rewards
 from upslope.config import A2CConfig, schedule_at
 from upslope.envs.episodes import Environments
 from upslope.optim import Batch, GradientStep, Hyper, Minibatches
@@ -20,7 +20,6 @@ from upslope.rollout import EvaluatedRollout, Rollout, check_fresh, collect
 from upslope.theory.diagnostics import explained_variance
 from upslope.theory.objectives import entropy_bonus, policy_gradient_loss, value_loss
 from upslope.theory.returns import gae, standardize
-from upslope.trees import flatten_time
 
 
 class Learner:
@@ -65,15 +64,14 @@ class Learner:
         weights = advantages
         if config.normalize_advantage:
             weights = standardize(advantages, rollout.valid)
-        batch: Batch = {
-            "inputs": flatten_time(evaluated.inputs),
-            "actions": flatten_time(rollout.actions),
-            "weights": weights.reshape(-1),
-            "targets": targets.reshape(-1),
-            "valid": rollout.valid.reshape(-1).to(policy.dtype),
-        }
+        batch = rows_of(
+            rollout,
+            evaluated,
+            weights=weights,
+            targets=targets,
+        )
         hyper = {"learning_rate": schedule_at(config.learning_rate, progress_remaining)}
-        whole = Minibatches.whole(rollout.valid.numel())
+        whole = Minibatches.whole(rollout.valid.shape)
         metrics = self.optimizers["all"].run(batch, whole, hyper)
         explained = explained_variance(evaluated.values, targets, rollout.valid)
         return metrics | hyper | {"explained_variance": float(explained)}
@@ -83,7 +81,9 @@ class Learner:
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Pseudo-loss + vf_coef * value loss - ent_coef * entropy."""
         config, valid = self.config, batch["valid"]
-        new = policy.evaluate_actions(batch["inputs"], batch["actions"], mask=batch.get("mask"))
+        new = policy.evaluate_actions(
+            batch["inputs"], batch["actions"], batch["past"], batch["mask"]
+        )
         pseudo = policy_gradient_loss(new.log_prob, batch["weights"], valid, valid.sum())
         critic = value_loss(new.value, batch["targets"], valid)
         entropy = entropy_bonus(new.entropy, valid)

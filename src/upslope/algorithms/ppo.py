@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from upslope.algorithms.common import Update, scaled_rewards
+from upslope.algorithms.common import Update, rows_of, scaled_rewards
 from upslope.config import PPOConfig, schedule_at
 from upslope.envs.episodes import Environments
 from upslope.optim import Batch, GradientStep, Hyper, Minibatches
@@ -24,7 +24,6 @@ from upslope.theory.objectives import (
     value_loss,
 )
 from upslope.theory.returns import gae, standardize
-from upslope.trees import flatten_time
 
 
 class Learner:
@@ -63,15 +62,14 @@ class Learner:
         weights = advantages
         if config.normalize_advantage and config.normalize_advantage_over == "batch":
             weights = standardize(advantages, rollout.valid)
-        batch: Batch = {
-            "inputs": flatten_time(evaluated.inputs),
-            "actions": flatten_time(rollout.actions),
-            "log_prob": evaluated.log_prob.reshape(-1),
-            "weights": weights.reshape(-1),
-            "values": evaluated.values.reshape(-1),
-            "targets": targets.reshape(-1),
-            "valid": rollout.valid.reshape(-1).to(policy.dtype),
-        }
+        batch = rows_of(
+            rollout,
+            evaluated,
+            log_prob=evaluated.log_prob,
+            weights=weights,
+            values=evaluated.values,
+            targets=targets,
+        )
         hyper = {
             "learning_rate": schedule_at(config.learning_rate, progress_remaining),
             "clip_range": schedule_at(config.clip_range, progress_remaining),
@@ -79,7 +77,7 @@ class Learner:
         if config.clip_range_vf is not None:
             hyper["clip_range_vf"] = schedule_at(config.clip_range_vf, progress_remaining)
         minibatches = Minibatches.shuffled(
-            rng, rollout.valid.numel(), config.batch_size, config.n_epochs
+            rng, rollout.valid.shape, config.batch_size, config.n_epochs, policy.has_memory
         )
         metrics = self.optimizers["all"].run(batch, minibatches, hyper, until=self._kl_is_too_large)
         explained = explained_variance(evaluated.values, targets, rollout.valid)
@@ -90,7 +88,9 @@ class Learner:
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Clipped surrogate + vf_coef * value loss - ent_coef * entropy, of one minibatch."""
         config, valid = self.config, batch["valid"]
-        new = policy.evaluate_actions(batch["inputs"], batch["actions"], mask=batch.get("mask"))
+        new = policy.evaluate_actions(
+            batch["inputs"], batch["actions"], batch["past"], batch["mask"]
+        )
         weights = batch["weights"]
         if config.normalize_advantage and config.normalize_advantage_over == "minibatch":
             weights = standardize(weights, valid)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from upslope.algorithms.common import Update, scaled_rewards
+from upslope.algorithms.common import Update, rows_of, scaled_rewards
 from upslope.config import ReinforceConfig, schedule_at
 from upslope.envs.episodes import Environments
 from upslope.errors import ConfigError
@@ -21,7 +21,6 @@ from upslope.rollout import EvaluatedRollout, Rollout, check_fresh, collect
 from upslope.theory.diagnostics import explained_variance
 from upslope.theory.objectives import entropy_bonus, policy_gradient_loss, value_loss
 from upslope.theory.returns import episode_return, leave_one_out, reward_to_go, standardize
-from upslope.trees import flatten_time
 
 
 class Learner:
@@ -58,23 +57,22 @@ class Learner:
         if config.normalize_advantage:
             weights = standardize(weights, rollout.valid)
         targets = reward_to_go(rewards, rollout.boundary, config.gamma)
-        batch: Batch = {
-            "inputs": flatten_time(evaluated.inputs),
-            "actions": flatten_time(rollout.actions),
-            "weights": weights.reshape(-1),
-            "targets": targets.reshape(-1),
-            "valid": rollout.valid.reshape(-1).to(policy.dtype),
-        }
-        n_rows = rollout.valid.numel()
+        batch = rows_of(
+            rollout,
+            evaluated,
+            weights=weights,
+            targets=targets,
+        )
+        shape = rollout.valid.shape
         hyper = {
             "learning_rate": schedule_at(config.learning_rate, progress_remaining),
             "episodes": float(len(rollout.episodes)),
         }
-        metrics = self.optimizers["actor"].run(batch, Minibatches.whole(n_rows), hyper)
+        metrics = self.optimizers["actor"].run(batch, Minibatches.whole(shape), hyper)
         metrics["learning_rate"] = hyper["learning_rate"]
         if "critic" in self.optimizers:
             rate = schedule_at(config.critic_learning_rate, progress_remaining)
-            steps = Minibatches.whole(n_rows, config.n_critic_updates)
+            steps = Minibatches.whole(shape, config.n_critic_updates)
             fitted = self.optimizers["critic"].run(batch, steps, {"learning_rate": rate})
             metrics["value_loss"] = fitted["value_loss"]
             explained = explained_variance(evaluated.values, targets, rollout.valid)
@@ -86,7 +84,9 @@ class Learner:
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The pseudo-loss over N episodes: divided by N, never by steps."""
         valid, episodes = batch["valid"], hyper["episodes"]
-        new = policy.evaluate_actions(batch["inputs"], batch["actions"], mask=batch.get("mask"))
+        new = policy.evaluate_actions(
+            batch["inputs"], batch["actions"], batch["past"], batch["mask"]
+        )
         pseudo = policy_gradient_loss(new.log_prob, batch["weights"], valid, episodes)
         entropy = entropy_bonus(new.entropy, valid)
         metrics = {"policy_gradient_loss": pseudo, "entropy_loss": -entropy}
@@ -96,7 +96,9 @@ class Learner:
         self, policy: ActorCritic, batch: Batch, hyper: Hyper
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean squared error of V against the reward-to-go."""
-        loss = value_loss(policy.values(batch["inputs"]), batch["targets"], batch["valid"])
+        loss = value_loss(
+            policy.values(batch["inputs"], batch["past"]), batch["targets"], batch["valid"]
+        )
         return loss, {"value_loss": loss}
 
     def _baseline(self, weights: Tensor, rollout: Rollout, evaluated: EvaluatedRollout) -> Tensor:
@@ -111,7 +113,7 @@ class Learner:
         if kind == "value":
             return evaluated.values
         valid = rollout.valid
-        column = rollout.episode[valid] - min(episode.number for episode in rollout.episodes)
+        _, column = rollout.episode[valid].unique(return_inverse=True)  # type: ignore[no-untyped-call]
         row = rollout.episode_step[valid]
         by_time = weights.new_zeros(int(row.max()) + 1, len(rollout.episodes))
         by_time[row, column] = weights[valid]

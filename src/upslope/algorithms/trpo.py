@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from upslope.algorithms.common import Update, scaled_rewards
+from upslope.algorithms.common import Update, rows_of, scaled_rewards
 from upslope.config import TRPOConfig, schedule_at
 from upslope.envs.episodes import Environments
 from upslope.optim import ActorFunctions, Batch, GradientStep, Hyper, Minibatches
@@ -29,7 +29,6 @@ from upslope.theory.trust_region import (
     step_size,
     surrogate,
 )
-from upslope.trees import flatten_time
 
 
 class Learner:
@@ -69,18 +68,17 @@ class Learner:
         weights = advantages
         if config.normalize_advantage:
             weights = standardize(advantages, rollout.valid)
-        batch: Batch = {
-            "inputs": flatten_time(evaluated.inputs),
-            "actions": flatten_time(rollout.actions),
-            "log_prob": evaluated.log_prob.reshape(-1),
-            "weights": weights.reshape(-1),
-            "targets": targets.reshape(-1),
-            "valid": rollout.valid.reshape(-1).to(policy.dtype),
-        }
+        batch = rows_of(
+            rollout,
+            evaluated,
+            log_prob=evaluated.log_prob,
+            weights=weights,
+            targets=targets,
+        )
         metrics = self._move_actor(batch)
         hyper = {"learning_rate": schedule_at(config.learning_rate, progress_remaining)}
         minibatches = Minibatches.shuffled(
-            rng, rollout.valid.numel(), config.batch_size, config.n_critic_updates
+            rng, rollout.valid.shape, config.batch_size, config.n_critic_updates, policy.has_memory
         )
         fitted = self.optimizers["critic"].run(batch, minibatches, hyper)
         explained = explained_variance(evaluated.values, targets, rollout.valid)
@@ -91,7 +89,7 @@ class Learner:
         """Direction by conjugate gradient, length by the quadratic model, then the line search."""
         config = self.config
         with torch.no_grad():
-            old = self.policy.distribution_of(batch["inputs"], batch.get("mask"))
+            old = self.policy.distribution_of(batch["inputs"], batch["past"], batch["mask"])
         actor = ActorFunctions(self.policy, self.objective, {**batch, "old": old})
         gradient = actor.gradient()
         fisher = fisher_matvec(actor.kl, actor.theta, config.cg_damping)
@@ -119,7 +117,7 @@ class Learner:
     def objective(self, policy: ActorCritic, batch: Batch) -> tuple[Tensor, Tensor]:
         """Surrogate + ent_coef * entropy, and the mean KL from the policy that collected."""
         valid = batch["valid"]
-        new = policy.distribution_of(batch["inputs"], batch.get("mask"))
+        new = policy.distribution_of(batch["inputs"], batch["past"], batch["mask"])
         log_prob = new.log_prob(batch["actions"])
         gain = surrogate(log_prob, batch["log_prob"], batch["weights"], valid)
         entropy = entropy_bonus(new.entropy(), valid)
@@ -129,5 +127,7 @@ class Learner:
         self, policy: ActorCritic, batch: Batch, hyper: Hyper
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean squared error of V against GAE + V of the collecting critic."""
-        loss = value_loss(policy.values(batch["inputs"]), batch["targets"], batch["valid"])
+        loss = value_loss(
+            policy.values(batch["inputs"], batch["past"]), batch["targets"], batch["valid"]
+        )
         return loss, {"value_loss": loss}

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from torch import Tensor
 
-from upslope.algorithms.common import Update, scaled_rewards
+from upslope.algorithms.common import Update, rows_of, scaled_rewards
 from upslope.config import VPGConfig, schedule_at
 from upslope.envs.episodes import Environments
 from upslope.optim import Batch, GradientStep, Hyper, Minibatches
@@ -19,7 +19,6 @@ from upslope.rollout import EvaluatedRollout, Rollout, check_fresh, collect
 from upslope.theory.diagnostics import explained_variance
 from upslope.theory.objectives import entropy_bonus, policy_gradient_loss, value_loss
 from upslope.theory.returns import gae, standardize
-from upslope.trees import flatten_time
 
 
 class Learner:
@@ -60,18 +59,19 @@ class Learner:
         weights = advantages
         if config.normalize_advantage:
             weights = standardize(advantages, rollout.valid)
-        batch: Batch = {
-            "inputs": flatten_time(evaluated.inputs),
-            "actions": flatten_time(rollout.actions),
-            "weights": weights.reshape(-1),
-            "targets": targets.reshape(-1),
-            "valid": rollout.valid.reshape(-1).to(policy.dtype),
-        }
-        n_rows = rollout.valid.numel()
+        batch = rows_of(
+            rollout,
+            evaluated,
+            weights=weights,
+            targets=targets,
+        )
+        shape = rollout.valid.shape
         hyper = {"learning_rate": schedule_at(config.learning_rate, progress_remaining)}
-        metrics = self.optimizers["actor"].run(batch, Minibatches.whole(n_rows), hyper)
+        metrics = self.optimizers["actor"].run(batch, Minibatches.whole(shape), hyper)
         rate = schedule_at(config.critic_learning_rate, progress_remaining)
-        minibatches = Minibatches.shuffled(rng, n_rows, config.batch_size, config.n_critic_updates)
+        minibatches = Minibatches.shuffled(
+            rng, shape, config.batch_size, config.n_critic_updates, policy.has_memory
+        )
         fitted = self.optimizers["critic"].run(batch, minibatches, {"learning_rate": rate})
         explained = explained_variance(evaluated.values, targets, rollout.valid)
         critic = {"value_loss": fitted["value_loss"], "explained_variance": float(explained)}
@@ -82,7 +82,7 @@ class Learner:
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The pseudo-loss over the valid rows, minus ent_coef * entropy."""
         valid = batch["valid"]
-        new = policy.distribution_of(batch["inputs"], batch.get("mask"))
+        new = policy.distribution_of(batch["inputs"], batch["past"], batch["mask"])
         log_prob = new.log_prob(batch["actions"])
         pseudo = policy_gradient_loss(log_prob, batch["weights"], valid, valid.sum())
         entropy = entropy_bonus(new.entropy(), valid)
@@ -93,5 +93,7 @@ class Learner:
         self, policy: ActorCritic, batch: Batch, hyper: Hyper
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean squared error of V against GAE + V of the collecting critic."""
-        loss = value_loss(policy.values(batch["inputs"]), batch["targets"], batch["valid"])
+        loss = value_loss(
+            policy.values(batch["inputs"], batch["past"]), batch["targets"], batch["valid"]
+        )
         return loss, {"value_loss": loss}

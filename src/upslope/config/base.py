@@ -58,6 +58,49 @@ class Config:
         kind="mapping",
         group="environment",
     )
+    ignore_obs: tuple[str, ...] = setting(
+        (),
+        "Dict observation keys to leave out, at any depth",
+        kind="names",
+        group="environment",
+    )
+    frame_stack: int | None = setting(
+        None,
+        "last observations stacked into one (derived: 4 for ALE/ ids, else 1)",
+        kind="int",
+        low=1,
+        high=64,
+        optional=True,
+        group="environment",
+        source="4 as in Mnih et al. 2015",
+    )
+    atari_preprocessing: bool = setting(
+        True,
+        "for ALE/ ids: 84 x 84 grey images, 4 frames a step, up to 30 no-ops",
+        kind="bool",
+        group="environment",
+        source="Machado et al. 2018",
+    )
+    on_env_error: str = setting(
+        "stop",
+        "stop, or restart:N to make an environment anew up to N times, dropping its episode",
+        kind="text",
+        group="environment",
+    )
+    strict_spaces: bool = setting(
+        False,
+        "stop at an observation outside its space instead of warning once",
+        kind="bool",
+        group="environment",
+    )
+    max_buffer: float | None = setting(
+        None,
+        "GiB that a rollout may take (derived: half of the machine's memory)",
+        kind="float",
+        above=0.0,
+        optional=True,
+        group="environment",
+    )
     gamma: float = setting(
         0.99,
         "discount per step",
@@ -157,10 +200,11 @@ class Config:
     )
     action_dist: str = setting(
         "gaussian",
-        "distribution over Box actions",
+        "distribution over Box actions: clipped to the bounds, tanh-squashed, or Beta",
         kind="choice",
-        choices=("gaussian",),
+        choices=("gaussian", "squashed", "beta"),
         group="network",
+        source="gaussian as in Stable-Baselines3; beta Chou et al. 2017",
     )
     log_std_init: float = setting(
         0.0,
@@ -170,6 +214,29 @@ class Config:
         high=2.0,
         group="network",
         source="as in Stable-Baselines3",
+    )
+    cnn: str = setting(
+        "auto",
+        "for images: nature from 36 pixels a side, small below (auto), or impala",
+        kind="choice",
+        choices=("auto", "nature", "impala", "small"),
+        group="network",
+        source="Mnih et al. 2015; Espeholt et al. 2018",
+    )
+    memory: str = setting(
+        "none",
+        "recurrent layer before the heads of actor and critic",
+        kind="choice",
+        choices=("none", "gru", "lstm"),
+        group="network",
+    )
+    memory_size: int = setting(
+        64,
+        "width of the recurrent state",
+        kind="int",
+        low=1,
+        high=8192,
+        group="network",
     )
     dtype: str = setting(
         "float32",
@@ -225,11 +292,25 @@ class Config:
             raise ConfigError(
                 "env_kwargs cannot be given to EnvPool: use --vec sync or --vec async"
             )
+        _ = self.allowed_faults
         if not is_device(self.device):
             raise ConfigError(
                 f"device={self.device!r} is not one of auto, cpu, cuda, cuda:N, mps: "
                 "use --device cpu"
             )
+
+    @property
+    def allowed_faults(self) -> int:
+        """How often an environment may be made anew, from ``on_env_error``."""
+        policy, colon, number = self.on_env_error.partition(":")
+        if (policy, colon) == ("stop", ""):
+            return 0
+        if policy == "restart" and number.isascii() and number.isdigit() and int(number) > 0:
+            return int(number)
+        raise ConfigError(
+            f"on_env_error={self.on_env_error!r} is neither stop nor restart:N with N of at "
+            "least 1, such as restart:3"
+        )
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any]) -> Self:
@@ -258,6 +339,11 @@ class Config:
     def iterations_per_episode(self, episode_limit: int) -> int:
         """Iterations an episode of ``episode_limit`` steps runs through, 0 if it stays in one."""
         return 0
+
+    @property
+    def rollout_steps(self) -> int | None:
+        """Steps of every environment that one rollout holds, where that is known beforehand."""
+        return getattr(self, "n_steps", None)
 
     @property
     def rows_per_step(self) -> int:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import gymnasium as gym
 import numpy as np
@@ -23,8 +23,20 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import create_empty_array, iterate
 from numpy.typing import NDArray
 
+from upslope.envs.guard import FAULT, TRACE, GuardedEnv
+from upslope.envs.masks import flat_mask, sample_allowed
 from upslope.errors import ConfigError, EnvironmentFaultError, UpslopeError
-from upslope.trees import Tree, map_tree
+from upslope.spaces import MASK_KEY, mask_size, without
+from upslope.trees import Tree, conform, map_tree
+
+
+class Fault(NamedTuple):
+    """What went wrong in one environment: a sentence, and the traceback as text."""
+
+    slot: int
+    sentence: str
+    trace: str
+
 
 EngineStep = tuple[Tree, NDArray[Any], NDArray[np.bool_], NDArray[np.bool_], Any]
 
@@ -38,6 +50,8 @@ class Engine(Protocol):
     action_space: gym.Space[Any]
     autoreset: AutoresetMode
     seeds_episodes: bool
+    mask: NDArray[np.bool_] | None  # [B, n_mask] of the last observations, where there are masks
+    faults: list[Fault]  # of the last step or reset
 
     def reset(self, seeds: Sequence[int] | None) -> Tree:
         """Start a new episode everywhere, reseeded if seeds are given; return ``[B, ...]``."""
@@ -66,14 +80,16 @@ class SyncEngine:
     seeds_episodes = True
 
     def __init__(self, envs: Sequence[gym.Env[Any, Any]]) -> None:
-        self.envs, self.n_envs = list(envs), len(envs)
+        self.envs = [env if isinstance(env, GuardedEnv) else _guarded(env) for env in envs]
+        self.n_envs = len(envs)
         if len({id(env.unwrapped) for env in envs}) < len(envs):
             raise ConfigError(
                 "the factory returned one environment twice, and two slots cannot step the same "
                 "episode: make a new environment in each call"
             )
-        self.observation_space = envs[0].observation_space
+        self.observation_space = self.envs[0].observation_space
         self.action_space = envs[0].action_space
+        self.mask: NDArray[np.bool_] | None = None
         self._obs = create_empty_array(self.observation_space, n=self.n_envs, fn=np.zeros)
         self._rewards = np.zeros(self.n_envs)
         space = self.action_space  # a Box without axes wants an array and not a number
@@ -81,33 +97,29 @@ class SyncEngine:
         self._terminated = np.zeros(self.n_envs, dtype=bool)
         self._truncated = np.zeros(self.n_envs, dtype=bool)
         self._batched_actions = gym.vector.utils.batch_space(self.action_space, self.n_envs)
+        self.faults: list[Fault] = []
 
     def reset(self, seeds: Sequence[int] | None) -> Tree:
         return self.reset_some(np.arange(self.n_envs), seeds or [None] * self.n_envs)
 
     def reset_some(self, indices: NDArray[np.int64], seeds: Sequence[int | None]) -> Tree:
-        i, seed = -1, None
-        try:
-            for i, seed in zip(indices.tolist(), seeds, strict=True):
-                self._receive(i, self.envs[i].reset(seed=seed)[0])
-        except Exception as error:
-            raise fault(f"environment {i}", f"reset(seed={seed})", error) from error
+        self.faults = []
+        for i, seed in zip(indices.tolist(), seeds, strict=True):
+            obs, info = self.envs[i].reset(seed=seed)
+            self._receive(i, obs, info)
         return self._obs
 
     def step(self, actions: Tree, active: NDArray[np.bool_] | None) -> EngineStep:
         infos: list[dict[str, Any]] = [{}] * self.n_envs
-        i = -1
-        try:
-            for i, action in enumerate(iterate(self._batched_actions, actions)):
-                if active is not None and not active[i]:
-                    self._rewards[i], self._terminated[i], self._truncated[i] = 0.0, False, False
-                    continue
-                action = np.asarray(action) if self._is_number else action
-                obs, self._rewards[i], terminated, truncated, infos[i] = self.envs[i].step(action)
-                self._terminated[i], self._truncated[i] = terminated, truncated
-                self._receive(i, obs)
-        except Exception as error:
-            raise fault(f"environment {i}", "step", error) from error
+        self.faults = []
+        for i, action in enumerate(iterate(self._batched_actions, actions)):
+            if active is not None and not active[i]:
+                self._rewards[i], self._terminated[i], self._truncated[i] = 0.0, False, False
+                continue
+            action = np.asarray(action) if self._is_number else action
+            obs, self._rewards[i], terminated, truncated, infos[i] = self.envs[i].step(action)
+            self._terminated[i], self._truncated[i] = terminated, truncated
+            self._receive(i, obs, infos[i])
         return self._obs, self._rewards, self._terminated, self._truncated, infos
 
     def info(self, infos: list[dict[str, Any]], index: int, key: str) -> Any:
@@ -120,17 +132,30 @@ class SyncEngine:
         for env in self.envs:
             env.close()
 
-    def _receive(self, i: int, obs: Tree) -> None:
+    def _receive(self, i: int, obs: Tree, info: dict[str, Any]) -> None:
         """Copy one observation in, so that an environment may reuse its own buffer."""
         if isinstance(self._obs, np.ndarray):
-            if np.shape(obs) != self._obs.shape[1:]:
-                raise EnvironmentFaultError(
-                    f"environment {i} gave an observation of shape {np.shape(obs)}, and its space "
-                    f"says {self._obs.shape[1:]}: correct one of them"
-                )
             self._obs[i] = obs
         else:
             map_tree(lambda held, new: held.__setitem__(i, new), self._obs, obs)
+        if info:
+            if FAULT in info:
+                self.faults.append(Fault(i, info[FAULT], info[TRACE]))
+            if MASK_KEY in info:
+                self._receive_mask(i, info[MASK_KEY])
+
+    def _receive_mask(self, i: int, mask: Any) -> None:
+        size = mask_size(self.action_space)
+        if not size:
+            return
+        if self.mask is None:
+            self.mask = np.ones((self.n_envs, size), dtype=bool)
+        self.mask[i] = mask
+
+
+def _guarded(env: gym.Env[Any, Any]) -> GuardedEnv:
+    """Guard an environment that exists and cannot be made again."""
+    return GuardedEnv(lambda: env, can_rebuild=False)
 
 
 class VectorEngine:
@@ -142,6 +167,7 @@ class VectorEngine:
         seeds_episodes: a list of seeds and a ``reset_mask`` are honoured: one seed per episode.
         rebuild: make it anew at every seeded reset (EnvPool takes seeds at construction only).
         spaces: of one environment, where those that the vector states are not to be used.
+        ignored: Dict keys of observations to leave out, at any depth.
     """
 
     def __init__(
@@ -152,6 +178,7 @@ class VectorEngine:
         seeds_episodes: bool = False,
         rebuild: bool = False,
         spaces: tuple[gym.Space[Any], gym.Space[Any]] | None = None,
+        ignored: Sequence[str] = (),
     ) -> None:
         self._make, self._rebuild = make, rebuild
         self.name, self.seeds_episodes = name, seeds_episodes
@@ -159,22 +186,27 @@ class VectorEngine:
         self.n_envs = self.env.num_envs
         if spaces is None:
             spaces = (self.env.single_observation_space, self.env.single_action_space)
-        self.observation_space, self.action_space = spaces
+        self.observation_space, self.action_space = without(spaces[0], ignored), spaces[1]
         self.autoreset = autoreset_mode(self.env)
+        self.mask: NDArray[np.bool_] | None = None
+        self.faults: list[Fault] = []
+        self._layout = create_empty_array(self.observation_space, n=self.n_envs, fn=np.zeros)
+        self._n_mask = mask_size(self.action_space)
+        self._mask_of = _masks_of_vector(self.env) if self._n_mask else None
 
     def reset(self, seeds: Sequence[int] | None) -> Tree:
+        # Gymnasium annotates one seed, though its own vectors take a list.
+        seed: Any = None
         try:
-            if seeds is None:
-                return self.env.reset()[0]
-            if self._rebuild:
+            if seeds is not None and self._rebuild:
                 self.env.close()
                 self.env = self._make(seeds)
-                return self.env.reset()[0]
-            # Gymnasium annotates one seed, though its own vectors take a list.
-            seed: Any = list(seeds) if self.seeds_episodes else seeds[0]
-            return self.env.reset(seed=seed)[0]
+            elif seeds is not None:
+                seed = list(seeds) if self.seeds_episodes else seeds[0]
+            obs, infos = self.env.reset(seed=seed)
         except Exception as error:
             raise fault(self._culprit(), "reset", error) from error
+        return self._receive(obs, infos)
 
     def reset_some(self, indices: NDArray[np.int64], seeds: Sequence[int | None]) -> Tree:
         mask = np.zeros(self.n_envs, dtype=bool)
@@ -185,15 +217,17 @@ class VectorEngine:
             for i, seed in zip(indices, seeds, strict=True):
                 every[i] = seed
         try:
-            return self.env.reset(seed=every, options={"reset_mask": mask})[0]
+            obs, infos = self.env.reset(seed=every, options={"reset_mask": mask})
         except Exception as error:
             raise fault(self._culprit(), "reset with reset_mask", error) from error
+        return self._receive(obs, infos)
 
     def step(self, actions: Tree, active: NDArray[np.bool_] | None) -> EngineStep:
         try:
-            return self.env.step(actions)
+            obs, rewards, terminated, truncated, infos = self.env.step(actions)
         except Exception as error:
             raise fault(self._culprit(), "step", error) from error
+        return self._receive(obs, infos), rewards, terminated, truncated, infos
 
     def info(self, infos: dict[str, Any], index: int, key: str) -> Any:
         if self.autoreset is AutoresetMode.SAME_STEP:  # infos itself is the new episode's
@@ -209,7 +243,27 @@ class VectorEngine:
                 f"environment {index} ended an episode without info['final_obs'] though its "
                 "metadata says SAME_STEP: correct metadata['autoreset_mode']"
             )
-        return infos["final_obs"][index]
+        return conform(self._layout, infos["final_obs"][index])
+
+    def _receive(self, obs: Tree, infos: dict[str, Any]) -> Tree:
+        """The part of the observations that is read; faults and masks, where ``infos`` has any."""
+        self.faults = []
+        if FAULT in infos:
+            self.faults = [
+                Fault(int(i), infos[FAULT][i], infos[TRACE][i])
+                for i in np.flatnonzero(infos[f"_{FAULT}"])
+            ]
+        if self._n_mask and (MASK_KEY in infos or self._mask_of is not None):
+            self._receive_masks(infos)
+        return conform(self._layout, obs)
+
+    def _receive_masks(self, infos: dict[str, Any]) -> None:
+        given = infos[MASK_KEY] if self._mask_of is None else self._mask_of()
+        told = infos.get(f"_{MASK_KEY}") if self._mask_of is None else None
+        if self.mask is None:
+            self.mask = np.ones((self.n_envs, self._n_mask), dtype=bool)
+        for i in range(self.n_envs) if told is None else np.flatnonzero(told):
+            self.mask[i] = flat_mask(given[i], self.action_space)
 
     def close(self) -> None:
         try:
@@ -256,11 +310,10 @@ def check_contract(engine: Engine, rng: np.random.Generator, steps: int = 1000) 
         EnvironmentFaultError: naming environment and step where rows contradict the metadata.
     """
     engine.reset([int(rng.integers(2**31 - 1)) for _ in range(engine.n_envs)])
-    batched = gym.vector.utils.batch_space(engine.action_space, engine.n_envs)
-    batched.seed(int(rng.integers(2**31 - 1)))
     ended = np.zeros(engine.n_envs, dtype=bool)
     for step in range(steps):
-        obs, rewards, terminated, truncated, infos = engine.step(batched.sample(), None)
+        actions = _random_actions(engine, rng)
+        obs, rewards, terminated, truncated, infos = engine.step(actions, None)
         done = np.asarray(terminated) | np.asarray(truncated)
         if engine.autoreset is AutoresetMode.NEXT_STEP and ended.any():
             wrong = np.flatnonzero(ended & (done | (np.asarray(rewards) != 0)))
@@ -289,6 +342,30 @@ def check_contract(engine: Engine, rng: np.random.Generator, steps: int = 1000) 
             if len(first) < engine.n_envs:  # else nobody was outside the mask
                 return f"DISABLED with reset_mask seen at step {step}"
     return f"no episode ended in {steps} random steps: {engine.autoreset.value} taken on trust"
+
+
+def _random_actions(engine: Engine, rng: np.random.Generator) -> Tree:
+    """One allowed action for each environment, as the engine takes them."""
+    space, n = engine.action_space, engine.n_envs
+    masks: Any = [None] * n if engine.mask is None else engine.mask
+    # An episode that has just ended may allow nothing, and its action is not used.
+    allowed = [mask if mask is None or mask.any() else None for mask in masks]
+    out: Any = create_empty_array(space, n=n, fn=np.zeros)
+    each = [sample_allowed(space, mask, rng) for mask in allowed]
+    return gym.vector.utils.concatenate(space, each, out)
+
+
+def _masks_of_vector(env: VectorEnv[Any, Any, Any]) -> Callable[[], Any] | None:
+    """The method ``action_masks`` of a vector, or of the environments that it calls."""
+    own = getattr(env, "action_masks", None)
+    if callable(own):
+        return own  # type: ignore[no-any-return]
+    call: Any = getattr(env, "call", None)
+    try:
+        has = call is not None and all(call("has_wrapper_attr", "action_masks"))
+    except Exception:  # a vector whose environments are no Gymnasium ones
+        return None
+    return (lambda: call("action_masks")) if has else None
 
 
 def _check_partial_reset(engine: Engine, obs: Tree, ended: NDArray[Any], step: int) -> None:

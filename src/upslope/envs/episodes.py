@@ -8,19 +8,24 @@ observation. Episode statistics are kept here too, never by a wrapper.
 
 from __future__ import annotations
 
+import logging
 import time
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
 from upslope.envs.engines import Engine
+from upslope.envs.guard import EPISODE
 from upslope.errors import EnvironmentFaultError
 from upslope.seeding import SeedTree
+from upslope.spaces import MASK_KEY, choice_sizes
 from upslope.trees import Tree, map_tree, stack
 
+log = logging.getLogger("upslope")
 ENDLESS = 10_000
 
 
@@ -43,29 +48,41 @@ class Row(NamedTuple):
     valid: NDArray[np.bool_]
     ended: NDArray[np.int64]
     final_obs: Tree | None
+    lost: tuple[int, ...] = ()  # environments with a fault: their episode is dropped whole
 
 
 @dataclass
 class Environments:
     """A vector of environments in the middle of their episodes: the source of every rollout.
 
-    ``obs [B, ...]`` is what the next action answers; ``episode_step [B]`` and ``number [B]`` say
-    where each environment stands. Everything random hangs on ``seeds`` and three counters, so a run
-    continues from those alone.
+    ``obs [B, ...]`` is what the next action answers, under ``mask [B, n_mask]`` where choices are
+    masked; ``episode_step [B]`` and ``number [B]`` say where each environment stands, and ``state``
+    what the policy that acts here remembers. Everything random hangs on ``seeds`` and three
+    counters, so a run continues from those alone.
 
     Args:
         engine: what steps the environments.
         seeds: the run's seed tree.
         log_info: info scalars to keep with each finished episode, beside ``is_success``.
+        allowed_faults: how often an environment may be made anew after a fault, in the whole run;
+            the episode it was in is dropped.
+        strict_spaces: an observation outside its space is a fault, not a warning.
+        max_buffer: GiB that a rollout may take; by default half of the machine's memory.
     """
 
     engine: Engine
     seeds: SeedTree
     log_info: tuple[str, ...] = ()
+    allowed_faults: int = 0
+    strict_spaces: bool = False
+    max_buffer: float | None = None
     episodes_started: int = 0
     rollouts: int = 0
     restarts: int = 0
+    faults: int = 0
     obs: Tree = field(init=False, default=None)
+    mask: NDArray[np.bool_] | None = field(init=False, default=None)
+    state: Tree = field(init=False, default=())
 
     def __post_init__(self) -> None:
         self.n_envs = self.engine.n_envs
@@ -78,7 +95,15 @@ class Environments:
         self._active: NDArray[np.bool_] | None = None
         self._last = 0
         self._restart_is_due = True
+        self._choices = np.cumsum([0, *choice_sizes(self.action_space)])[:-1]
+        self._mask_in_obs = len(self._choices) > 0 and _has_mask(self.observation_space)
         self.seconds = 0.0  # spent in the environments
+
+    @property
+    def episode_start(self) -> NDArray[np.bool_]:
+        """``[B]``: whether what is seen now is the first observation of an episode."""
+        start: NDArray[np.bool_] = self.episode_step == 0
+        return start
 
     def restart(self) -> None:
         """Have the next rollout cut the running episodes, reseed the engine and start afresh.
@@ -114,7 +139,10 @@ class Environments:
         engine, active = self.engine, self._active
         started = time.perf_counter()
         obs, rewards, terminated, truncated, infos = engine.step(actions, active)
+        lost = self._take_faults() if engine.faults else ()
         valid = ~self._resetting if active is None else active & ~self._resetting
+        if lost:
+            valid[list(lost)] = False
         rewards = np.where(valid, rewards, 0.0)
         self._returns += rewards
         self.episode_step += valid
@@ -124,8 +152,9 @@ class Environments:
         if len(ended):
             final_obs = self._final_obs(obs, infos, ended)
         finished = [self._finish(int(i), bool(terminated[i]), infos) for i in ended]
-        row = Row(rewards, terminated, truncated, valid, ended, final_obs)
-        self._begin_next(done, ended)
+        row = Row(rewards, terminated, truncated, valid, ended, final_obs, lost)
+        self._begin_next(done, ended, lost)
+        self._find_mask()
         self.seconds += time.perf_counter() - started
         if active is not None and self.episode_step.max() >= ENDLESS:
             raise EnvironmentFaultError(
@@ -155,7 +184,8 @@ class Environments:
         self._active = None if quota is None else np.arange(self.n_envs) < started
         self._restart_is_due = False
         started_at = time.perf_counter()
-        self.obs = self.engine.reset(seeds)
+        self.obs = self._mended(self.engine.reset(seeds))
+        self._find_mask()
         self.seconds += time.perf_counter() - started_at
 
     def _episode_seed(self, number: int) -> int:
@@ -185,11 +215,19 @@ class Environments:
         self._returns[i], self.episode_step[i] = 0.0, 0
         return episode
 
-    def _begin_next(self, done: NDArray[np.bool_], ended: NDArray[np.int64]) -> None:
-        """Number the episodes that follow and, where the engine does not do it, start them."""
+    def _begin_next(
+        self, done: NDArray[np.bool_], ended: NDArray[np.int64], lost: tuple[int, ...]
+    ) -> None:
+        """Number the episodes that follow and, where the engine does not do it, start them.
+
+        A lost one is followed by one more, so that a numbered batch has as many as it wanted.
+        """
+        self._last += len(lost)
+        for i in lost:
+            self._returns[i], self.episode_step[i] = 0.0, 0
         if self.engine.autoreset is AutoresetMode.NEXT_STEP:
             self._resetting = done
-        for i in ended:
+        for i in (*ended, *lost):
             if self._active is None or self.episodes_started < self._last:
                 self.number[i] = self.episodes_started
                 self.episodes_started += 1
@@ -198,4 +236,52 @@ class Environments:
         if self.engine.autoreset is AutoresetMode.DISABLED and done.any():
             over = np.flatnonzero(done)
             seeds = [self._episode_seed(int(self.number[i])) for i in over]
-            self.obs = self.engine.reset_some(over, seeds)
+            self.obs = self._mended(self.engine.reset_some(over, seeds))
+
+    def _mended(self, obs: Tree) -> Tree:
+        """``obs`` of a reset, after further resets where an environment had a fault in it."""
+        while self.engine.faults:
+            lost = self._take_faults()
+            seeds = [self._episode_seed(int(self.number[i])) for i in lost]
+            obs = self.engine.reset_some(np.array(lost), seeds)
+        return obs
+
+    def _take_faults(self) -> tuple[int, ...]:
+        """Count the faults of the last call and return where they were.
+
+        Raises:
+            EnvironmentFaultError: beyond the allowed number; the traceback is its cause.
+        """
+        for fault in self.engine.faults:
+            i, number = fault.slot, int(self.number[fault.slot])
+            episode = f"episode {number} (seed {self._episode_seed(number)})"
+            sentence = f"environment {i} {fault.sentence.replace(EPISODE, episode)}"
+            self.faults += 1
+            if self.faults > self.allowed_faults:
+                raise EnvironmentFaultError(sentence) from RuntimeError(fault.trace)
+            log.warning("%s; made anew (%d of %d)", sentence, self.faults, self.allowed_faults)
+        return tuple(fault.slot for fault in self.engine.faults)
+
+    def _find_mask(self) -> None:
+        """Read which choices are allowed now, and refuse a choice of which nothing is."""
+        mask = self.engine.mask
+        if self._mask_in_obs:
+            mask = np.asarray(self.obs[MASK_KEY]).reshape(self.n_envs, -1).astype(bool)
+        if mask is None:
+            return
+        mask = np.array(mask)
+        idle = self._resetting if self._active is None else self._resetting | ~self._active
+        mask[idle] = True  # nobody acts there, or the action is not used
+        some = np.logical_or.reduceat(mask, self._choices, axis=1).all(1)
+        if not some.all():
+            i = int(np.argmin(some))
+            raise EnvironmentFaultError(
+                f"environment {i} allows no action at step {int(self.episode_step[i])} of episode "
+                f"{int(self.number[i])}: its action mask is all false; end the episode there, or "
+                "allow one"
+            )
+        self.mask = mask
+
+
+def _has_mask(space: gym.Space[Any]) -> bool:
+    return isinstance(space, gym.spaces.Dict) and MASK_KEY in space.spaces

@@ -12,7 +12,7 @@ import importlib.util
 import os
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from inspect import signature
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,9 +25,10 @@ from upslope.errors import ConfigError, UnknownEnvironmentError, UpslopeError
 Made = TypeVar("Made")
 EnvLike = str | gym.Env[Any, Any] | VectorEnv[Any, Any, Any] | Callable[[], gym.Env[Any, Any]]
 
+ATARI = "ALE/"  # what the ids of ale-py's games begin with
 _EXTRAS = {"mujoco": "mujoco", "box2d": "box2d"}  # package of gymnasium.envs -> our extra
 _PLUGINS = {  # prefix of an id -> (package that registers it, our extra)
-    "ALE/": ("ale_py", "atari"),
+    ATARI: ("ale_py", "atari"),
     "MiniGrid-": ("minigrid", "minigrid"),
     "BabyAI-": ("minigrid", "minigrid"),
 }
@@ -44,13 +45,43 @@ class Source:
     reward_threshold: float | None = None
     max_episode_steps: int | None = None
     is_registered: bool = field(default=False)
+    frame_stack: int = 1  # last observations that make up one
+    atari_preprocessing: bool = False
+
+    def prepared(self, frame_stack: int | None, atari_preprocessing: bool) -> Source:
+        """Return this source with its observations preprocessed.
+
+        Args:
+            frame_stack: last observations stacked into one; None is 4 where Atari frames are
+                preprocessed, else 1.
+            atari_preprocessing: of ids that begin with ALE/; others have none.
+        """
+        is_atari = self.id is not None and self.id.rpartition(":")[2].startswith(ATARI)
+        atari = is_atari and atari_preprocessing
+        depth = frame_stack if frame_stack is not None else (4 if atari else 1)
+        if depth > 1 and isinstance(self.instance, VectorEnv):
+            raise ConfigError(
+                "frame_stack cannot be applied to a VectorEnv: stack where it is made, "
+                "or give an id or a factory"
+            )
+        return replace(self, frame_stack=depth, atari_preprocessing=atari)
 
     def plain_env(
         self, env_kwargs: Mapping[str, Any], limit: int | None, **more: Any
     ) -> gym.Env[Any, Any]:
-        """Make one plain environment (``more``: e.g. ``render_mode``)."""
+        """Make one plain environment, preprocessed (``more``: e.g. ``render_mode``)."""
+        env = self._bare_env(env_kwargs, limit, more)
+        if self.frame_stack > 1:
+            env = gym.wrappers.FrameStackObservation(env, self.frame_stack)
+        return env
+
+    def _bare_env(
+        self, env_kwargs: Mapping[str, Any], limit: int | None, more: Mapping[str, Any]
+    ) -> gym.Env[Any, Any]:
         if self.id is not None:
             env_id, arguments = self.id, {**limited(limit), **env_kwargs, **more}
+            if self.atari_preprocessing:
+                return explained(env_id, lambda: _atari(env_id, arguments))
             return explained(env_id, lambda: gym.make(env_id, **arguments))
         if self.factory is not None:
             env = _called(self.name, self.factory, {**env_kwargs, **more})
@@ -67,6 +98,15 @@ class Source:
                 "give an id or a factory"
             )
         return env if limit is None else gym.wrappers.TimeLimit(env, limit)
+
+
+def _atari(env_id: str, arguments: dict[str, Any]) -> gym.Env[Any, Any]:
+    """84 x 84 grey frames by Gymnasium's own wrapper; a limit counts actions, not frames."""
+    skip = arguments.pop("frameskip", 4)
+    limit = arguments.pop("max_episode_steps", None)
+    env = gym.make(env_id, frameskip=1, **arguments)
+    env = gym.wrappers.AtariPreprocessing(env, frame_skip=skip, screen_size=84, noop_max=30)
+    return env if limit is None else gym.wrappers.TimeLimit(env, limit)
 
 
 def find_environment(env: EnvLike) -> Source:

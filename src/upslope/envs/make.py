@@ -14,12 +14,14 @@ from typing import Any
 import gymnasium as gym
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, VectorEnv
 
-from upslope.config import whole_number
+from upslope.config import Config, whole_number
 from upslope.envs.engines import Engine, SyncEngine, VectorEngine, check_contract
 from upslope.envs.episodes import Environments
-from upslope.envs.find import Source, explained, limited, spec_of
-from upslope.errors import ConfigError
+from upslope.envs.find import ATARI, Source, explained, limited, spec_of
+from upslope.envs.guard import GuardedEnv
+from upslope.errors import ConfigError, did_you_mean
 from upslope.seeding import SeedTree
+from upslope.spaces import keys_of
 
 # EnvPool 1.2's version of these is Gymnasium's task: equal limits, rewards, ends and dynamics under
 # equal actions (tests/envs). Not in the list: Pendulum (another integration at the speed limit),
@@ -29,6 +31,7 @@ ENVPOOL_IS_SAME_TASK = frozenset(
      "HalfCheetah-v5", "Hopper-v5", "Walker2d-v5", "Swimmer-v5", "Reacher-v5",
      "InvertedPendulum-v5", "InvertedDoublePendulum-v5"]
 )  # fmt: skip
+Accept = Callable[[gym.Space[Any], gym.Space[Any]], None]
 ENGINES = ("auto", "envpool", "native", "sync", "async")
 ENVS_PER_THREAD = 16  # of EnvPool
 NATIVE_FROM = 8  # environments from which a native vector beats plain ones
@@ -43,7 +46,11 @@ def make_environments(
     max_episode_steps: int | None = None,
     env_kwargs: Mapping[str, Any] | None = None,
     log_info: Sequence[str] = (),
-    accept: Callable[[gym.Space[Any], gym.Space[Any]], None] | None = None,
+    ignore_obs: Sequence[str] = (),
+    allowed_faults: int = 0,
+    strict_spaces: bool = False,
+    max_buffer: float | None = None,
+    accept: Accept | None = None,
 ) -> Environments:
     """Put environments of a source on an engine.
 
@@ -57,6 +64,8 @@ def make_environments(
         max_episode_steps: cut episodes there instead of at the environment's own limit.
         env_kwargs: for the environment's constructor.
         log_info: info scalars to keep with finished episodes.
+        ignore_obs: Dict keys of observations to leave out, at any depth.
+        allowed_faults, strict_spaces, max_buffer: see :class:`Environments`.
         accept: called with the spaces of one environment before any worker process starts; it
             raises where nobody could read them.
 
@@ -68,19 +77,48 @@ def make_environments(
     n_envs = None if n_envs is None else whole_number("n_envs", n_envs)
     if vec not in ENGINES:
         raise ConfigError(f"vec={vec!r} is not one of {', '.join(ENGINES)}")
-    if vec == "async" and accept is not None and source.instance is None:
-        first = source.plain_env(kwargs, max_episode_steps)
-        first.close()
-        accept(first.observation_space, first.action_space)
-    engine = _make_engine(source, n_envs, vec, max_episode_steps, kwargs)
+    if allowed_faults and source.instance is not None:
+        raise ConfigError(
+            f"on_env_error=restart cannot make {source.name} anew, which was given ready made: "
+            "give an id or a factory"
+        )
+    engine = _make_engine(source, n_envs, vec, max_episode_steps, kwargs, tuple(ignore_obs), accept)
     if engine.name == "vector":
         rng = SeedTree(seed).generator("engine check")
         object.__setattr__(engine, "established", check_contract(engine, rng))
-    return Environments(engine, SeedTree(seed), tuple(log_info))
+    return Environments(
+        engine,
+        SeedTree(seed),
+        tuple(log_info),
+        allowed_faults=allowed_faults,
+        strict_spaces=strict_spaces,
+        max_buffer=max_buffer,
+    )
+
+
+def environment_settings(config: Config, own: bool = True) -> dict[str, Any]:
+    """Return the arguments of :func:`make_environments` that follow from a config.
+
+    Limit and constructor arguments belong to the config's ``own`` environment only.
+    """
+    return {
+        "max_episode_steps": config.max_episode_steps if own else None,
+        "env_kwargs": config.env_kwargs if own else None,
+        "ignore_obs": config.ignore_obs,
+        "allowed_faults": config.allowed_faults if own else 0,
+        "strict_spaces": config.strict_spaces,
+        "max_buffer": config.max_buffer,
+    }
 
 
 def _make_engine(
-    source: Source, n_envs: int | None, vec: str, limit: int | None, kwargs: dict[str, Any]
+    source: Source,
+    n_envs: int | None,
+    vec: str,
+    limit: int | None,
+    kwargs: dict[str, Any],
+    ignored: tuple[str, ...],
+    accept: Accept | None,
 ) -> Engine:
     instance = source.instance
     if instance is not None:
@@ -101,8 +139,12 @@ def _make_engine(
                 "max_episode_steps and env_kwargs cannot be applied to a VectorEnv: "
                 "set them where it is made"
             )
+        _check_ignored(instance.single_observation_space, ignored)
         return VectorEngine(
-            lambda _: instance, name="vector", seeds_episodes=_takes_seeds(instance)
+            lambda _: instance,
+            name="vector",
+            seeds_episodes=_takes_seeds(instance),
+            ignored=ignored,
         )
     n = 1 if instance is not None else n_envs or 8
     kind = _choose(source, n, kwargs) if vec == "auto" else vec
@@ -114,22 +156,40 @@ def _make_engine(
     def make() -> gym.Env[Any, Any]:
         return source.plain_env(kwargs, limit)
 
+    def guarded() -> GuardedEnv:
+        return GuardedEnv(make, ignored, can_rebuild=instance is None)
+
+    first = guarded()  # whose spaces are looked at before anything else is made
+    _check_ignored(first.env.observation_space, ignored)
+    if accept is not None:
+        accept(first.observation_space, first.action_space)
     if kind == "async":
+        first.close()
 
         def make_in_worker() -> gym.Env[Any, Any]:
             _leave_signals_to_the_parent()
-            return make()
+            return guarded()
 
         vector = AsyncVectorEnv(
             [make_in_worker] * n, copy=False, autoreset_mode=AutoresetMode.DISABLED
         )
         return VectorEngine(lambda _: vector, name="async", seeds_episodes=True)
-    return SyncEngine([make() for _ in range(n)])
+    return SyncEngine([first, *(guarded() for _ in range(n - 1))])
+
+
+def _check_ignored(space: gym.Space[Any], ignored: Sequence[str]) -> None:
+    known = keys_of(space)
+    for key in ignored:
+        if key not in known:
+            raise ConfigError(
+                f"ignore_obs names {key!r}, and the observations have the keys "
+                f"{', '.join(sorted(known)) or '(none)'}{did_you_mean(key, known)}"
+            )
 
 
 def _choose(source: Source, n_envs: int, kwargs: Mapping[str, Any]) -> str:
     """The fixed rule of ``--vec auto``."""
-    if source.id is None or n_envs < NATIVE_FROM:
+    if source.id is None or n_envs < NATIVE_FROM or source.frame_stack > 1:
         return "sync"
     if spec_of(source.id).vector_entry_point is not None:
         return "native"
@@ -151,6 +211,8 @@ def _takes_seeds(env: VectorEnv[Any, Any, Any]) -> bool:
 
 def _native_engine(source: Source, n: int, limit: int | None, kwargs: dict[str, Any]) -> Engine:
     env_id = source.id
+    if source.frame_stack > 1:
+        raise ConfigError("frame_stack needs single environments: use --vec sync or --vec async")
     if env_id is None or gym.spec(env_id).vector_entry_point is None:
         raise ConfigError(
             f"{source.name} has no native vector version: use --vec sync or --vec async"
@@ -175,11 +237,17 @@ def _envpool_engine(source: Source, n: int, limit: int | None) -> Engine:
         raise ConfigError(
             "EnvPool is not installed: run pip install 'upslope[envpool]', or use --vec sync"
         ) from None
-    task = source.id
+    task, options = source.id, limited(limit)
     if task not in gym.registry:
         raise ConfigError(
             f"EnvPool takes plain registered ids, not {task}: use --vec sync or --vec async"
         )
+    if source.atari_preprocessing:  # EnvPool's own parts, set to what ale-py's id means
+        task = task.removeprefix(ATARI)
+        options |= {"stack_num": source.frame_stack, "repeat_action_probability": 0.25}
+        options |= {"noop_max": 30, "use_fire_reset": False, "img_height": 84, "img_width": 84}
+    elif source.frame_stack > 1:
+        raise ConfigError("EnvPool stacks frames of Atari games only: use --vec sync or async")
     if task not in envpool.list_all_envs():
         raise ConfigError(f"EnvPool has no {task}: use --vec sync or --vec async")
     threads = max(1, min(os.cpu_count() or 1, n // ENVS_PER_THREAD))
@@ -189,16 +257,13 @@ def _envpool_engine(source: Source, n: int, limit: int | None) -> Engine:
         with warnings.catch_warnings():  # its float64 bounds are stored in float32
             warnings.simplefilter("ignore")
             pool: VectorEnv[Any, Any, Any] = envpool.make_gymnasium(
-                task, num_envs=n, num_threads=threads, seed=seed, **limited(limit)
+                task, num_envs=n, num_threads=threads, seed=seed, **options
             )
             _ = pool.observation_space, pool.action_space  # made, and warned about, when first read
         return pool
 
-    return VectorEngine(make, name="envpool", rebuild=True, spaces=_spaces_of(task))
-
-
-def _spaces_of(env_id: str) -> tuple[gym.Space[Any], gym.Space[Any]]:
-    """Gymnasium's own spaces: EnvPool states others for the same task (dtypes, some bounds)."""
-    env = explained(env_id, lambda: gym.make(env_id))
-    env.close()
-    return env.observation_space, env.action_space
+    # Gymnasium's own spaces: EnvPool states others for the same task (dtypes, some bounds).
+    own = source.plain_env({}, None)
+    own.close()
+    spaces = (own.observation_space, own.action_space)
+    return VectorEngine(make, name="envpool", rebuild=True, spaces=spaces)

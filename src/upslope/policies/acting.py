@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -17,43 +17,68 @@ from numpy.typing import NDArray
 from torch import nn
 
 from upslope.policies.actor_critic import ActorCritic
-from upslope.trees import Tree, map_tree
-
-Actor = Callable[[Tree, NDArray[Any]], None]
+from upslope.trees import Tree, leaves, map_tree
 
 
-def make_actor(policy: ActorCritic, n_envs: int) -> Actor:
-    """Return ``actor(obs, out)``: raw ``obs [B, ...]`` to the outputs, written into ``out [B, k]``.
+class Actor(Protocol):
+    """``actor(obs, out, episode_start)``: raw ``obs [B, ...]`` to outputs, written into ``out``.
+
+    ``out`` is ``[B, n_outputs]``; ``episode_start [B]`` blanks the memory of those rows.
+    """
+
+    state: Tree  # [B, ...] what the policy remembers before the next row; () without memory
+
+    def __call__(
+        self, obs: Tree, out: NDArray[Any], episode_start: NDArray[np.bool_] | None = None
+    ) -> None: ...
+
+
+def make_actor(policy: ActorCritic, n_envs: int, state: Tree = ()) -> Actor:
+    """Return the fastest actor of a policy.
 
     It is good until the policy's weights or statistics change place: make one per rollout.
+
+    Args:
+        policy: acts; nothing of it changes.
+        n_envs: rows of every observation.
+        state: what the policy remembers before the first row; blank where it does not fit.
     """
     layers = [*policy.actor, policy.actor_head]
     plain = all(type(layer) in (nn.Linear, nn.Tanh, nn.ReLU) for layer in layers)
-    if plain and policy.device.type == "cpu":
+    if plain and policy.device.type == "cpu" and not policy.has_memory:
         return _NumpyActor(policy, layers, n_envs)
-    return _ModuleActor(policy)
+    return _ModuleActor(policy, n_envs, state)
 
 
 class _ModuleActor:
-    def __init__(self, policy: ActorCritic) -> None:
+    def __init__(self, policy: ActorCritic, n_envs: int, state: Tree = ()) -> None:
         self._policy = policy
+        blank = policy.blank_state(n_envs)
+        self.state = state if _is_alike(state, blank) else blank
 
     @torch.no_grad()
-    def __call__(self, obs: Tree, out: NDArray[Any]) -> None:
+    def __call__(
+        self, obs: Tree, out: NDArray[Any], episode_start: NDArray[np.bool_] | None = None
+    ) -> None:
         policy = self._policy
         tensors = map_tree(lambda x: torch.as_tensor(x, device=policy.device), obs)
-        out[:] = policy.outputs(policy.prepare(tensors))[0].cpu().numpy()
+        begins = np.zeros(len(out), dtype=bool) if episode_start is None else episode_start
+        start = torch.from_numpy(begins).to(policy.device)
+        outputs, self.state = policy.step(tensors, self.state, start)
+        out[:] = outputs.cpu().numpy()
 
 
 class _NumpyActor:
     """Dot products and activations written into buffers made once a rollout."""
 
+    state: Tree = ()
+
     def __init__(self, policy: ActorCritic, layers: list[nn.Module], n_envs: int) -> None:
         self._dtype = np.float32 if policy.dtype == torch.float32 else np.float64
-        self._normalizer = policy.obs_normalizer
+        self._normalizer: Any = policy.obs_normalizer
         if self._normalizer is not None:
-            self._mean = self._normalizer.moments.mean.numpy()
-            self._std = self._normalizer.moments.std().numpy()
+            moments: Any = self._normalizer.moments
+            self._mean, self._std = moments.mean.numpy(), moments.std().numpy()
         self._steps: list[Callable[[NDArray[Any]], Any]] = []
         buffer: NDArray[Any] | None = None
         for layer in layers[:-1]:
@@ -68,7 +93,9 @@ class _NumpyActor:
         assert head.bias is not None
         self._weight, self._bias = head.weight.detach().numpy().T, head.bias.detach().numpy()
 
-    def __call__(self, obs: NDArray[Any], out: NDArray[Any]) -> None:
+    def __call__(
+        self, obs: Tree, out: NDArray[Any], episode_start: NDArray[np.bool_] | None = None
+    ) -> None:
         x = obs
         if self._normalizer is not None:
             clip = self._normalizer.clip
@@ -78,6 +105,14 @@ class _NumpyActor:
             x = step(x)
         np.dot(x, self._weight, out=out)
         np.add(out, self._bias, out=out)
+
+
+def _is_alike(state: Tree, blank: Tree) -> bool:
+    """Whether one state has the structure, shapes and dtypes of another."""
+    given, wanted = leaves(state), leaves(blank)
+    return len(given) == len(wanted) and all(
+        x.shape == y.shape and x.dtype == y.dtype for x, y in zip(given, wanted, strict=True)
+    )
 
 
 def _dense(layer: nn.Linear, out: NDArray[Any]) -> Callable[[NDArray[Any]], NDArray[Any]]:

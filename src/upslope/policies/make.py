@@ -2,22 +2,37 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import gymnasium as gym
 import torch
 
 from upslope.config import Config
-from upslope.errors import ConfigError
+from upslope.errors import ConfigError, UnsupportedSpaceError
+from upslope.policies.actions import boxes, make_actions
 from upslope.policies.actor_critic import ActorCritic
-from upslope.policies.distributions import make_actions
-from upslope.policies.encoders import FeaturesFactory, observation_shape
+from upslope.policies.encoders import FeaturesFactory
+from upslope.policies.observations import parts
+
+log = logging.getLogger("upslope")
 
 
-def check_readable(observation_space: gym.Space[Any], action_space: gym.Space[Any]) -> None:
+def check_readable(
+    observation_space: gym.Space[Any],
+    action_space: gym.Space[Any],
+    action_dist: str = "gaussian",
+) -> None:
     """Raise :class:`UnsupportedSpaceError` unless a policy here can read and write these spaces."""
-    observation_shape(observation_space)
-    make_actions(action_space, 0.0, torch.float32)
+    if not list(parts(observation_space)):
+        raise UnsupportedSpaceError(
+            f"the observation space {observation_space} has no part that a network could read: "
+            "offer at least one"
+        )
+    make_actions(action_space, 0.0, torch.float32, action_dist)
+    for box in boxes(action_space):
+        if (box.low == box.high).any():
+            log.warning("the action space %s has parts of zero width: they are constant", box)
 
 
 def make_policy(
@@ -35,7 +50,11 @@ def make_policy(
         activation_fn=config.activation_fn,
         shared_network=config.shared_network,
         ortho_init=config.ortho_init,
+        action_dist=config.action_dist,
         log_std_init=config.log_std_init,
+        cnn=config.cnn,
+        memory=config.memory,
+        memory_size=config.memory_size,
         norm_obs=config.norm_obs,
         clip_obs=config.clip_obs,
         norm_reward=config.norm_reward,

@@ -6,8 +6,14 @@ iterations, never while data is collected.
 
 from __future__ import annotations
 
+from typing import Any
+
+import gymnasium as gym
 import torch
 from torch import Tensor, nn
+
+from upslope.policies.observations import is_normalised, part_of, parts, replaced
+from upslope.trees import Tree
 
 EPSILON = 1e-8
 
@@ -44,7 +50,7 @@ class RunningMoments(nn.Module):
 
 
 class ObservationNormalizer(nn.Module):
-    """(obs - mean) / std, clipped, for a vector of floats."""
+    """(obs - mean) / std, clipped, for numbers of any shape."""
 
     def __init__(self, shape: tuple[int, ...], clip: float) -> None:
         super().__init__()
@@ -58,6 +64,42 @@ class ObservationNormalizer(nn.Module):
     def update(self, obs: Tensor) -> None:
         """Take in ``obs [N, *shape]``."""
         self.moments.update(obs)
+
+
+class TreeNormalizer(nn.Module):
+    """A normaliser of its own for each part of a Dict or Tuple that is a vector or small image."""
+
+    def __init__(self, space: gym.Space[Any], clip: float) -> None:
+        super().__init__()
+        self._paths = [path for path, part in parts(space) if is_normalised(part)]
+        self.parts = nn.ModuleList(
+            ObservationNormalizer(part.shape or (), clip)
+            for _, part in parts(space)
+            if is_normalised(part)
+        )
+
+    def forward(self, obs: Tree) -> Tree:
+        """A tree of ``[..., *shape]`` leaves to one where those of these parts are normalised."""
+        return replaced(
+            obs,
+            {
+                path: part(part_of(obs, path))
+                for path, part in zip(self._paths, self.parts, strict=True)
+            },
+        )
+
+    def update(self, obs: Tree) -> None:
+        """Take in a tree of ``[N, *shape]`` leaves."""
+        for path, part in zip(self._paths, self.parts, strict=True):
+            assert isinstance(part, ObservationNormalizer)
+            part.update(part_of(obs, path))
+
+
+def make_normalizer(space: gym.Space[Any], clip: float) -> ObservationNormalizer | TreeNormalizer:
+    """Return the normaliser of a space; large images and choices are never normalised."""
+    if isinstance(space, gym.spaces.Box) and is_normalised(space):
+        return ObservationNormalizer(space.shape, clip)
+    return TreeNormalizer(space, clip)
 
 
 class RewardNormalizer(nn.Module):

@@ -6,7 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from upslope.envs.episodes import Episode
+from upslope.envs.masks import current_mask
 from upslope.errors import ConfigError
 from upslope.seeding import SeedTree
 
@@ -30,12 +33,19 @@ def play(
     film = None if video is None else _Film(video, int(env.metadata.get("render_fps") or 30))
     try:
         for number in range(n_episodes):
-            obs = _begin(env, seeds.integer("episode", number), film)
+            obs, info = _begin(env, seeds.integer("episode", number), film)
             total, length, done, terminated = 0.0, 0, False, False
+            state = None
             while not done:
                 _render(env, film)
-                action, _ = agent.predict(obs, deterministic=not sampled)
-                obs, reward, terminated, truncated, _ = env.step(action)
+                action, state = agent.predict(
+                    obs,
+                    state,
+                    np.array([length == 0]),
+                    deterministic=not sampled,
+                    action_masks=current_mask(env, info),
+                )
+                obs, reward, terminated, truncated, info = env.step(action)
                 total, length, done = total + float(reward), length + 1, terminated or truncated
             _render(env, film)
             yield Episode(number, total, length, terminated, {})
@@ -48,7 +58,7 @@ def play(
 def _begin(env: Any, seed: int, film: _Film | None) -> Any:
     """Reset, which opens the window where there is no film."""
     try:
-        return env.reset(seed=seed)[0]
+        return env.reset(seed=seed)
     except Exception as error:
         if film is not None:
             raise

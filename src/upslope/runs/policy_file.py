@@ -22,11 +22,13 @@ from upslope.config import CONFIGS, Config
 from upslope.envs.find import EnvLike, Source, find_environment
 from upslope.errors import ConfigError, ModelFileError
 from upslope.policies.actor_critic import ActorCritic
-from upslope.policies.distributions import CategoricalActions
 from upslope.policies.encoders import FeaturesFactory
 from upslope.policies.make import make_policy
+from upslope.policies.observations import part_of
 from upslope.runs.model_file import read_model, write_model
-from upslope.trees import Tree
+from upslope.runs.space_json import space_from_json, space_to_json
+from upslope.spaces import Path, assemble, paths
+from upslope.trees import Tree, map_tree, stack
 
 if TYPE_CHECKING:
     from upslope.evaluation import Score
@@ -34,7 +36,11 @@ if TYPE_CHECKING:
 log = logging.getLogger("upslope")
 SELF_TEST_ROWS = 8
 SELF_TEST_TOLERANCE = 1e-4
-_SELF_TEST = ("self_test.observations", "self_test.outputs", "self_test.values")
+_OBSERVATIONS, _OUTPUTS, _VALUES = (
+    "self_test.observations",
+    "self_test.outputs",
+    "self_test.values",
+)
 
 
 def save_model(
@@ -67,9 +73,7 @@ def save_model(
         "action_space": space_to_json(policy.action_space),
         "network": {
             "features": None if features is None else _name(features),
-            "distribution": "categorical"
-            if isinstance(policy.actions, CategoricalActions)
-            else "gaussian",
+            "distribution": policy.actions.name,
             "parameters": sum(parameter.numel() for parameter in policy.parameters()),
         },
         "config": config.to_json(),
@@ -139,7 +143,7 @@ def load_model(
         observations = space_from_json(header["observation_space"])
         actions = space_from_json(header["action_space"])
         policy = make_policy(bare.config({}), observations, actions, features)
-        stored = {name: tensors.pop(name) for name in _SELF_TEST if name in tensors}
+        stored = {n: tensors.pop(n) for n in list(tensors) if n.startswith("self_test.")}
         policy.load_state_dict(tensors)
     except (KeyError, TypeError, AttributeError, RuntimeError, ValueError) as error:
         if isinstance(error, ConfigError) and "features factory" in str(error):
@@ -158,64 +162,43 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: metadata.version(name) for name in names}}
 
 
-def space_to_json(space: gym.Space[Any]) -> dict[str, Any]:
-    """Describe a space in JSON types; infinite bounds are strings."""
-    if isinstance(space, gym.spaces.Discrete):
-        return {"type": "Discrete", "n": int(space.n), "start": int(space.start)}
-    if isinstance(space, gym.spaces.Box):
-        return {
-            "type": "Box",
-            "shape": list(space.shape),
-            "dtype": str(space.dtype),
-            "low": _bounds_to_json(space.low),
-            "high": _bounds_to_json(space.high),
-        }
-    raise ModelFileError(f"the space {space} has no place in a model file yet")
-
-
-def space_from_json(described: Mapping[str, Any]) -> gym.Space[Any]:
-    """Rebuild a space from :func:`space_to_json`."""
-    if described["type"] == "Discrete":
-        return gym.spaces.Discrete(described["n"], start=described["start"])
-    if described["type"] == "Box":
-        shape, dtype = tuple(described["shape"]), np.dtype(described["dtype"])
-        low, high = (
-            np.array([float(x) for x in described[k]]).astype(dtype).reshape(shape)
-            for k in ("low", "high")
-        )
-        return gym.spaces.Box(low, high, shape, dtype.type)
-    raise ValueError(f"unknown space type {described['type']!r}")
-
-
-def _bounds_to_json(bounds: Any) -> list[Any]:
-    return [float(x) if np.isfinite(x) else str(float(x)) for x in np.asarray(bounds).reshape(-1)]
-
-
 def _self_test(policy: ActorCritic, observations: Tree | None) -> dict[str, torch.Tensor]:
-    """Up to eight raw observations with the outputs and values this policy gives them now."""
+    """Up to eight raw observations with the outputs and values this policy gives them now.
+
+    A part of a Dict or Tuple has its path in the tensor's name; with memory each observation is the
+    first of an episode.
+    """
     if observations is None:
         space = copy.deepcopy(policy.observation_space)  # the user's own keeps its stream
         space.seed(0)
-        observations = np.stack([space.sample() for _ in range(SELF_TEST_ROWS)])
-    rows = torch.as_tensor(np.array(observations[:SELF_TEST_ROWS]), device=policy.device)
+        observations = stack([space.sample() for _ in range(SELF_TEST_ROWS)])
+    rows = map_tree(
+        lambda x: torch.as_tensor(np.array(x[:SELF_TEST_ROWS]), device=policy.device), observations
+    )
     with torch.no_grad():
         inputs = policy.prepare(rows)
-        return dict(
-            zip(_SELF_TEST, (rows, policy.outputs(inputs)[0], policy.values(inputs)), strict=True)
-        )
+        numbers = {_OUTPUTS: policy.outputs(inputs)[0], _VALUES: policy.values(inputs)}
+    return {_named(path): part_of(rows, path) for path in paths(policy.observation_space)} | numbers
+
+
+def _named(path: Path) -> str:
+    return "/".join([_OBSERVATIONS, *(str(step) for step in path)])
 
 
 def _check_self_test(path: Any, policy: ActorCritic, stored: Mapping[str, torch.Tensor]) -> None:
-    if len(stored) != len(_SELF_TEST):
+    try:
+        rows = assemble(policy.observation_space, lambda where: stored[_named(where)])
+        expected = {name: stored[name] for name in (_OUTPUTS, _VALUES)}
+    except KeyError:
         raise ModelFileError(
             f"{os.fspath(path)} lacks its stored observations and outputs: "
             "it was not written by this library as it is"
-        )
+        ) from None
     with torch.no_grad():
-        inputs = policy.prepare(stored[_SELF_TEST[0]])
-        now = (policy.outputs(inputs)[0], policy.values(inputs))
-    for name, value in zip(_SELF_TEST[1:], now, strict=True):
-        gap = (value - stored[name]).abs().max() / stored[name].abs().max().clamp(min=1)
+        inputs = policy.prepare(rows)
+        now = {_OUTPUTS: policy.outputs(inputs)[0], _VALUES: policy.values(inputs)}
+    for name, value in expected.items():
+        gap = (now[name] - value).abs().max() / value.abs().max().clamp(min=1)
         if not gap <= SELF_TEST_TOLERANCE:
             raise ModelFileError(
                 f"{os.fspath(path)} gives other {name.partition('.')[2]} here than when it was "
