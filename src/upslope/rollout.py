@@ -17,7 +17,7 @@ from upslope.policies.acting import make_actor
 from upslope.policies.actor_critic import ActorCritic
 from upslope.policies.distributions import Distribution
 from upslope.policies.memory import Past
-from upslope.spaces import observation_bytes
+from upslope.spaces import observation_bytes, outside
 from upslope.theory.diagnostics import ratio_tolerance
 from upslope.trees import Tree, concatenate, flatten_time, leaves, map_tree, take, to_torch
 
@@ -304,6 +304,9 @@ class _Recorder:
         for leaf in leaves(arrays["obs"]):
             _check_finite(leaf, "observation")
         rows, final_obs = self._final(last_obs)
+        said = outside(self._envs.observation_space, arrays["obs"])
+        if said is not None:
+            self._envs.report_outside(said)
         for leaf in leaves(final_obs):
             _check_finite(leaf, "final observation", rows)
         for leaf in leaves(last_obs):

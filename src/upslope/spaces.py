@@ -77,6 +77,34 @@ def mask_size(space: gym.Space[Any]) -> int:
     return sum(choice_sizes(space))
 
 
+def outside(space: gym.Space[Any], obs: Tree, where: str = "observation") -> str | None:
+    """Say which number of observations ``[..., *shape]`` lies farthest outside its bounds, if any.
+
+    What rounding explains (1e-5 of a bound) is inside; bytes cannot be outside of theirs.
+    """
+    if isinstance(space, (spaces.Dict, spaces.Tuple)):
+        items = space.items() if isinstance(space, spaces.Dict) else enumerate(space)
+        said = (outside(part, obs[key], f"{where} part {key!r}") for key, part in items)
+        return next((sentence for sentence in said if sentence is not None), None)
+    if not isinstance(space, spaces.Box) or space.dtype == np.uint8:
+        return None
+    axes = tuple(range(obs.ndim - len(space.shape)))
+    with np.errstate(invalid="ignore"):  # infinite bounds have no distance
+        low, high = space.low.astype(float), space.high.astype(float)
+        below = low - obs.min(axes) - 1e-5 * np.abs(low) - 1e-6
+        above = obs.max(axes) - high - 1e-5 * np.abs(high) - 1e-6
+        far = np.nan_to_num(np.maximum(below, above), nan=-1.0, posinf=-1.0)
+    if obs.size == 0 or not (far > 0).any():
+        return None
+    worst = np.unravel_index(int(far.argmax()), far.shape)
+    column = obs[(..., *worst)]
+    value = column.min() if below[worst] > above[worst] else column.max()
+    index = f"[{', '.join(map(str, worst))}]" if worst else ""
+    return (
+        f"{where}{index} was {value:.6g}, outside its space's [{low[worst]:.6g}, {high[worst]:.6g}]"
+    )
+
+
 def observation_bytes(space: gym.Space[Any]) -> int:
     """Return the bytes that one observation takes in an array."""
     if isinstance(space, spaces.Dict):

@@ -21,6 +21,7 @@ from upslope.algorithms import Learner
 from upslope.config import Config
 from upslope.envs.episodes import Environments, Episode
 from upslope.errors import NonFiniteError
+from upslope.notices import Notices
 from upslope.policies.actor_critic import ActorCritic
 from upslope.rollout import Rollout, collect, evaluate_rollout
 from upslope.trees import flatten_time, take
@@ -63,6 +64,7 @@ class Training:
     log_every: int = 0
     recent: deque[Episode] = field(default_factory=lambda: deque(maxlen=WINDOW))
     seconds: dict[str, float] = field(default_factory=dict)
+    notices: Notices = field(default_factory=Notices)
 
     def run(
         self, total_timesteps: int, on_iteration: Callable[[Event], bool], agent: Any = None
@@ -174,6 +176,7 @@ class Training:
         self.timesteps += rollout.n_valid
         self.episodes += len(rollout.episodes)
         self.recent.extend(rollout.episodes)
+        self.notices.look(rollout, self.recent, self.policy.reward_normalizer is not None)
 
     def _metrics(
         self, rollout: Rollout, update: dict[str, float], clocks: dict[str, float]

@@ -255,6 +255,7 @@ class VectorEngine:
             ]
         if self._n_mask and (MASK_KEY in infos or self._mask_of is not None):
             self._receive_masks(infos)
+        _check_batch(self._layout, obs, self.name)
         return conform(self._layout, obs)
 
     def _receive_masks(self, infos: dict[str, Any]) -> None:
@@ -309,10 +310,10 @@ def check_contract(engine: Engine, rng: np.random.Generator, steps: int = 1000) 
     Raises:
         EnvironmentFaultError: naming environment and step where rows contradict the metadata.
     """
-    engine.reset([int(rng.integers(2**31 - 1)) for _ in range(engine.n_envs)])
+    obs = engine.reset([int(rng.integers(2**31 - 1)) for _ in range(engine.n_envs)])
     ended = np.zeros(engine.n_envs, dtype=bool)
     for step in range(steps):
-        actions = _random_actions(engine, rng)
+        actions = _random_actions(engine, obs, rng)
         obs, rewards, terminated, truncated, infos = engine.step(actions, None)
         done = np.asarray(terminated) | np.asarray(truncated)
         if engine.autoreset is AutoresetMode.NEXT_STEP and ended.any():
@@ -344,10 +345,45 @@ def check_contract(engine: Engine, rng: np.random.Generator, steps: int = 1000) 
     return f"no episode ended in {steps} random steps: {engine.autoreset.value} taken on trust"
 
 
-def _random_actions(engine: Engine, rng: np.random.Generator) -> Tree:
+def _check_batch(layout: Tree, obs: Tree, name: str) -> None:
+    """Raise unless observations ``[B, ...]`` have the structure and shapes of their space."""
+    if isinstance(layout, np.ndarray):
+        if np.shape(obs) != layout.shape:
+            raise EnvironmentFaultError(
+                f"the {name} engine gave observations of shape {np.shape(obs)}, and their space "
+                f"says {layout.shape}: correct one of them"
+            )
+        if not np.can_cast(obs.dtype, layout.dtype, "same_kind"):
+            raise EnvironmentFaultError(
+                f"the {name} engine gave observations of dtype {obs.dtype}, and their space says "
+                f"{layout.dtype}: correct one of them"
+            )
+        return
+    items = layout.items() if isinstance(layout, dict) else enumerate(layout)
+    for key, branch in items:
+        try:
+            part = obs[key]
+        except (KeyError, IndexError, TypeError):
+            raise EnvironmentFaultError(
+                f"the {name} engine gave observations without the part {key!r} that their space "
+                "has: correct one of them"
+            ) from None
+        _check_batch(branch, part, name)
+
+
+def allowed_now(engine: Engine, obs: Tree) -> NDArray[np.bool_] | None:
+    """Return which choices are allowed in ``obs [B, ...]``: ``[B, n_mask]``, None if all are."""
+    space, size = engine.observation_space, mask_size(engine.action_space)
+    if size and isinstance(space, gym.spaces.Dict) and MASK_KEY in space.spaces:
+        return np.asarray(obs[MASK_KEY]).reshape(engine.n_envs, size).astype(bool)
+    return engine.mask
+
+
+def _random_actions(engine: Engine, obs: Tree, rng: np.random.Generator) -> Tree:
     """One allowed action for each environment, as the engine takes them."""
     space, n = engine.action_space, engine.n_envs
-    masks: Any = [None] * n if engine.mask is None else engine.mask
+    given = allowed_now(engine, obs)
+    masks: Any = [None] * n if given is None else given
     # An episode that has just ended may allow nothing, and its action is not used.
     allowed = [mask if mask is None or mask.any() else None for mask in masks]
     out: Any = create_empty_array(space, n=n, fn=np.zeros)

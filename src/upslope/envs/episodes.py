@@ -13,16 +13,15 @@ import time
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
-from upslope.envs.engines import Engine
+from upslope.envs.engines import Engine, allowed_now
 from upslope.envs.guard import EPISODE
 from upslope.errors import EnvironmentFaultError
 from upslope.seeding import SeedTree
-from upslope.spaces import MASK_KEY, choice_sizes
+from upslope.spaces import choice_sizes
 from upslope.trees import Tree, map_tree, stack
 
 log = logging.getLogger("upslope")
@@ -96,7 +95,7 @@ class Environments:
         self._last = 0
         self._restart_is_due = True
         self._choices = np.cumsum([0, *choice_sizes(self.action_space)])[:-1]
-        self._mask_in_obs = len(self._choices) > 0 and _has_mask(self.observation_space)
+        self._said_outside = False
         self.seconds = 0.0  # spent in the environments
 
     @property
@@ -162,6 +161,14 @@ class Environments:
                 f"{ENDLESS} steps, and this algorithm needs whole episodes: set --max-episode-steps"
             )
         return row, finished
+
+    def report_outside(self, sentence: str) -> None:
+        """Say once, or as a fault under ``strict_spaces``, that an observation left its space."""
+        if self.strict_spaces:
+            raise EnvironmentFaultError(f"{sentence}; correct the space, or the observation")
+        if not self._said_outside:
+            log.warning("%s; said once, and --strict-spaces stops there", sentence)
+        self._said_outside = True
 
     def close(self) -> None:
         """Release the environments."""
@@ -264,15 +271,15 @@ class Environments:
 
     def _find_mask(self) -> None:
         """Read which choices are allowed now, and refuse a choice of which nothing is."""
-        mask = self.engine.mask
-        if self._mask_in_obs:
-            mask = np.asarray(self.obs[MASK_KEY]).reshape(self.n_envs, -1).astype(bool)
+        mask = allowed_now(self.engine, self.obs)
         if mask is None:
             return
         mask = np.array(mask)
-        idle = self._resetting if self._active is None else self._resetting | ~self._active
-        mask[idle] = True  # nobody acts there, or the action is not used
         some = np.logical_or.reduceat(mask, self._choices, axis=1).all(1)
+        if not some.all():  # which is right where no action is used
+            unused = self._resetting if self._active is None else self._resetting | ~self._active
+            mask[unused & ~some] = True
+            some |= unused
         if not some.all():
             i = int(np.argmin(some))
             raise EnvironmentFaultError(
@@ -281,7 +288,3 @@ class Environments:
                 "allow one"
             )
         self.mask = mask
-
-
-def _has_mask(space: gym.Space[Any]) -> bool:
-    return isinstance(space, gym.spaces.Dict) and MASK_KEY in space.spaces

@@ -31,6 +31,7 @@ _PLUGINS = {  # prefix of an id -> (package that registers it, our extra)
     ATARI: ("ale_py", "atari"),
     "MiniGrid-": ("minigrid", "minigrid"),
     "BabyAI-": ("minigrid", "minigrid"),
+    "dm_control/": ("shimmy", "dmc"),
 }
 
 

@@ -38,7 +38,7 @@ def space_to_json(space: gym.Space[Any]) -> dict[str, Any]:
     if isinstance(space, spaces.MultiBinary):
         return {"type": "MultiBinary", "n": list(space.shape)}
     if isinstance(space, spaces.Dict):
-        return {"type": "Dict", "spaces": {k: space_to_json(space[k]) for k in space}}
+        return {"type": "Dict", "spaces": [[k, space_to_json(space[k])] for k in space]}
     if isinstance(space, spaces.Tuple):
         return {"type": "Tuple", "spaces": [space_to_json(part) for part in space]}
     raise ModelFileError(f"the space {space} has no place in a model file")
@@ -60,7 +60,7 @@ def space_from_json(described: Mapping[str, Any]) -> gym.Space[Any]:
         shape = described["n"]
         return spaces.MultiBinary(shape[0] if len(shape) == 1 else shape)
     if kind == "Dict":
-        return spaces.Dict({k: space_from_json(part) for k, part in described["spaces"].items()})
+        return spaces.Dict([(k, space_from_json(part)) for k, part in described["spaces"]])
     if kind == "Tuple":
         return spaces.Tuple([space_from_json(part) for part in described["spaces"]])
     raise ValueError(f"unknown space type {kind!r}")
