@@ -1,6 +1,6 @@
 """CartPole without its velocities: what is seen does not say where the cart and pole are going.
 
-    upslope train bench/environments/hidden_velocity.py:make_env --memory gru
+upslope train bench/environments/hidden_velocity.py:make_env --memory gru
 """
 
 from __future__ import annotations

@@ -300,17 +300,18 @@ class _Recorder:
         arrays["truncated"] &= arrays["valid"]
         last_obs = map_tree(np.array, self._envs.obs)
         arrays["episode"][~arrays["valid"]] = -1
-        _check_finite(arrays["rewards"], "reward")
+        limit = float(torch.finfo(policy.dtype).max)
+        _check_finite(arrays["rewards"], "reward", limit)
         for leaf in leaves(arrays["obs"]):
-            _check_finite(leaf, "observation")
+            _check_finite(leaf, "observation", limit)
         rows, final_obs = self._final(last_obs)
         said = outside(self._envs.observation_space, arrays["obs"])
         if said is not None:
             self._envs.report_outside(said)
         for leaf in leaves(final_obs):
-            _check_finite(leaf, "final observation", rows)
+            _check_finite(leaf, "final observation", limit, rows)
         for leaf in leaves(last_obs):
-            _check_finite(leaf, "observation", _each_slot(steps, len(leaf)))
+            _check_finite(leaf, "observation", limit, _each_slot(steps, len(leaf)))
         outputs = to_torch(arrays.pop("outputs"), device)
         share = policy.actions.clipped_share(take(arrays["actions"], arrays["valid"]))
         tensors = {key: to_torch(tree, device) for key, tree in arrays.items()}
@@ -383,14 +384,21 @@ def _put(held: Tree, t: int, new: Tree) -> None:
         map_tree(lambda into, row: into.__setitem__(t, row), held, new)
 
 
-def _check_finite(numbers: NDArray[Any], what: str, rows: NDArray[np.int64] | None = None) -> None:
-    """Refuse what is not a finite number before anything is learned from it.
+def _check_finite(
+    numbers: NDArray[Any], what: str, limit: float, rows: NDArray[np.int64] | None = None
+) -> None:
+    """Refuse what is not a number up to ``limit`` before anything is learned from it.
 
-    ``numbers`` are ``[T, B, ...]``, or ``[K, ...]`` with the ``(t, b)`` of each in ``rows [K, 2]``.
+    ``limit`` is the largest number of the policy's dtype. ``numbers`` are ``[T, B, ...]``, or
+    ``[K, ...]`` with the ``(t, b)`` of each in ``rows [K, 2]``.
     """
-    if numbers.dtype.kind != "f" or np.isfinite(numbers).all():
+    if numbers.dtype.kind != "f":
         return
-    place = np.argwhere(~np.isfinite(numbers))[0]
+    largest = min(limit, float(np.finfo(numbers.dtype).max))
+    sound = np.abs(numbers) <= largest  # no NaN is, and no infinity
+    if sound.all():
+        return
+    place = np.argwhere(~sound)[0]
     t, b = place[:2] if rows is None else rows[place[0]]
     raise NonFiniteError(
         f"environment {b} gave the {what} {numbers[tuple(place)]} at step {t} of the rollout: "

@@ -20,7 +20,7 @@ def without(space: gym.Space[Any], keys: Sequence[str]) -> gym.Space[Any]:
     if not keys:
         return space
     if isinstance(space, spaces.Dict):
-        return spaces.Dict({k: without(space[k], keys) for k in space if k not in keys})
+        return spaces.Dict([(k, without(space[k], keys)) for k in space if k not in keys])
     if isinstance(space, spaces.Tuple):
         return spaces.Tuple([without(branch, keys) for branch in space])
     return space

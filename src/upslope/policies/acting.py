@@ -100,7 +100,10 @@ class _NumpyActor:
         if self._normalizer is not None:
             clip = self._normalizer.clip
             x = np.minimum(np.maximum((obs - self._mean) / self._std, -clip), clip)
-        x = np.ascontiguousarray(x, dtype=self._dtype)
+        if x.dtype != self._dtype:
+            with np.errstate(over="ignore"):  # what becomes infinite is refused with its rollout
+                x = x.astype(self._dtype)
+        x = np.ascontiguousarray(x)
         for step in self._steps:
             x = step(x)
         np.dot(x, self._weight, out=out)
