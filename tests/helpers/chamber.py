@@ -60,6 +60,7 @@ class Chamber(gym.Env[Any, Any]):
         if self.mask != "none":
             values = choices_of(self.action_space, action)
             first = np.cumsum([0, *self.sizes])[:-1]
+            values = np.array(values, dtype=int)
             assert self.allowed[first + values].all(), f"{action!r} is not allowed"
         self.t += 1
         over = self.t == self.length

@@ -384,10 +384,8 @@ def _random_actions(engine: Engine, obs: Tree, rng: np.random.Generator) -> Tree
     space, n = engine.action_space, engine.n_envs
     given = allowed_now(engine, obs)
     masks: Any = [None] * n if given is None else given
-    # An episode that has just ended may allow nothing, and its action is not used.
-    allowed = [mask if mask is None or mask.any() else None for mask in masks]
     out: Any = create_empty_array(space, n=n, fn=np.zeros)
-    each = [sample_allowed(space, mask, rng) for mask in allowed]
+    each = [sample_allowed(space, mask, rng) for mask in masks]
     return gym.vector.utils.concatenate(space, each, out)
 
 

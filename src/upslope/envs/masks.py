@@ -53,7 +53,11 @@ def current_mask(env: gym.Env[Any, Any], info: dict[str, Any]) -> NDArray[np.boo
 def sample_allowed(
     space: gym.Space[Any], mask: NDArray[np.bool_] | None, rng: np.random.Generator
 ) -> Tree:
-    """Return a random action of one environment, uniform over what ``mask [n_mask]`` allows."""
+    """Return a random action of one environment, uniform over what ``mask [n_mask]`` allows.
+
+    A choice of which nothing is allowed is free: so masks are at the end of an episode, where the
+    action is not used.
+    """
     if isinstance(space, (spaces.Dict, spaces.Tuple)):
         items = list(space.items()) if isinstance(space, spaces.Dict) else list(enumerate(space))
         sampled, first = {}, 0
@@ -69,7 +73,8 @@ def sample_allowed(
         return space.sample()
     allowed = np.ones(sum(sizes), dtype=bool) if mask is None else mask
     ends = np.cumsum(sizes)[:-1]
-    chosen = [int(rng.choice(np.flatnonzero(part))) for part in np.split(allowed, ends)]
+    parts = [part if part.any() else ~part for part in np.split(allowed, ends)]
+    chosen = [int(rng.choice(np.flatnonzero(part))) for part in parts]
     if isinstance(space, spaces.Discrete):
         return space.dtype.type(chosen[0] + space.start)
     shaped = np.array(chosen).reshape(space.shape)
