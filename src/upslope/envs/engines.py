@@ -339,7 +339,7 @@ def check_contract(engine: Engine, rng: np.random.Generator, steps: int = 1000) 
             engine.final_obs(infos, int(first[0]))
             return f"SAME_STEP seen at step {step}"
         if engine.autoreset is AutoresetMode.DISABLED:
-            _check_partial_reset(engine, obs, first, step)
+            obs = _check_partial_reset(engine, obs, first, step)
             if len(first) < engine.n_envs:  # else nobody was outside the mask
                 return f"DISABLED with reset_mask seen at step {step}"
     return f"no episode ended in {steps} random steps: {engine.autoreset.value} taken on trust"
@@ -402,7 +402,8 @@ def _masks_of_vector(env: VectorEnv[Any, Any, Any]) -> Callable[[], Any] | None:
     return (lambda: call("action_masks")) if has else None
 
 
-def _check_partial_reset(engine: Engine, obs: Tree, ended: NDArray[Any], step: int) -> None:
+def _check_partial_reset(engine: Engine, obs: Tree, ended: NDArray[Any], step: int) -> Tree:
+    """Reset what has ended and return all observations; raise if others were reset too."""
     before = map_tree(np.array, obs)
     after = engine.reset_some(ended, [int(i) for i in ended])
     kept = np.setdiff1d(np.arange(engine.n_envs), ended)
@@ -416,6 +417,7 @@ def _check_partial_reset(engine: Engine, obs: Tree, ended: NDArray[Any], step: i
             )
 
     map_tree(compare, before, after)
+    return after
 
 
 def fault(where: str, call: str, error: Exception) -> UpslopeError:
