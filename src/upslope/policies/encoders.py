@@ -186,7 +186,8 @@ class ImageReader(nn.Module):
         _, channels, height, width = self.layout
         x = x.permute(0, *(axis + 1 for axis in self.layout.permutation))
         scale = 1 / 255 if x.dtype == torch.uint8 else 1.0
-        x = x.reshape(len(x), channels, height, width).to(self.dtype) * scale
+        x = x.reshape(len(x), channels, height, width)
+        x = x.to(self.dtype, memory_format=torch.channels_last) * scale  # faster on a CPU
         return self.convolutions(x)  # type: ignore[no-any-return]
 
 
