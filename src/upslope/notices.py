@@ -40,7 +40,7 @@ class Notices:
                 "that; `upslope doctor` looks at the environment",
             )
         short = sum(episode.length == 1 for episode in recent) / len(recent)
-        if short > 0.5:
+        if short > 0.9:
             self._say(
                 "short episodes",
                 f"{short:.0%} of the last {len(recent)} episodes ended on their first step: "

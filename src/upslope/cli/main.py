@@ -18,6 +18,7 @@ COMMANDS = {
     "train": "train a policy on an environment",
     "eval": "evaluate a trained policy on fresh episodes",
     "play": "watch a trained policy, or film it",
+    "doctor": "look at an environment: what stands in the way of learning",
     "envs": "list the environments that are installed",
 }
 

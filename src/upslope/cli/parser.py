@@ -87,7 +87,7 @@ def settings_given(namespace: argparse.Namespace, config: type[Config]) -> dict[
         if value is None:
             continue
         if declared.metadata["kind"] == "mapping":
-            value = dict(_pair(text) for text in value)
+            value = dict(pair(text) for text in value)
         given[declared.name] = parse_text(declared, value) if isinstance(value, str) else value
     return given
 
@@ -158,7 +158,7 @@ def _with_values(arguments: Sequence[str]) -> list[str]:
     return joined
 
 
-def _pair(text: str) -> tuple[str, Any]:
+def pair(text: str) -> tuple[str, Any]:
     """``K=V`` with V a JSON value, or a bare word."""
     import json
 
