@@ -120,7 +120,9 @@ class RewardNormalizer(nn.Module):
 
     def forward(self, rewards: Tensor) -> Tensor:
         """``[T, B]`` rewards to normalised ones, same shape and dtype."""
-        return (rewards / self.moments.std()).clamp(-self.clip, self.clip).to(rewards.dtype)
+        var = self.moments.var  # without an epsilon, which would make the smallest rewards smaller
+        std = torch.where(var > 0, var.sqrt(), torch.ones_like(var))
+        return (rewards / std).clamp(-self.clip, self.clip).to(rewards.dtype)
 
     def update(self, rewards: Tensor, done: Tensor, valid: Tensor) -> None:
         """Take in one rollout: ``rewards``, ``done``, ``valid``, each ``[T, B]``."""

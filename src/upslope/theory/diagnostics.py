@@ -7,6 +7,8 @@ from torch import Tensor
 
 from upslope.theory.objectives import masked_mean
 
+LARGEST_LOG_RATIO = 60.0  # in a diagnostic: e^60 fits float32, and no run dies of a measurement
+
 
 def approx_kl(log_ratio: Tensor, valid: Tensor) -> Tensor:
     """k3 estimate of KL(pi_old || pi): mean(ratio - 1 - log ratio).
@@ -19,11 +21,12 @@ def approx_kl(log_ratio: Tensor, valid: Tensor) -> Tensor:
         valid: same shape, bool or 0/1.
 
     Returns:
-        Scalar, in nats.
+        Scalar, in nats; log ratios above 60 count as 60.
 
     Eq: 11.4. Source: Schulman 2020, "Approximating KL divergence" (the estimator called k3).
     """
-    return masked_mean(log_ratio.expm1() - log_ratio, valid)
+    bounded = log_ratio.clamp(max=LARGEST_LOG_RATIO)
+    return masked_mean(bounded.expm1() - bounded, valid)
 
 
 def clip_fraction(log_ratio: Tensor, clip_range: Tensor | float, valid: Tensor) -> Tensor:
