@@ -76,7 +76,7 @@ ROWS = (
         episodes=10, keep_curve=True,
     ),
     Row(
-        "pong ale-py", "ALE/Pong-v5", 300_000, ATARI | {"vec": "async"},
+        "pong ale-py", "ALE/Pong-v5", 60_000, ATARI | {"vec": "async"},
         episodes=10, keep_curve=True,
     ),
 )  # fmt: skip
