@@ -77,9 +77,8 @@ def main() -> None:
         writer.writeheader()
         writer.writerows(lines)
     for line in lines:
-        print(
-            f"{line['env']:<16}{line['share_of_iteration']:.2%} of {line['seconds_per_iteration']} s"
-        )
+        seconds = line["seconds_per_iteration"]
+        print(f"{line['env']:<16}{line['share_of_iteration']:.2%} of {seconds} s")
 
 
 if __name__ == "__main__":

@@ -143,6 +143,11 @@ def find_environment(env: EnvLike) -> Source:
     )
 
 
+def is_of_a_known_package(env_id: str) -> bool:
+    """Whether an id begins like those of a package that is imported for them."""
+    return env_id.startswith(tuple(_PLUGINS))
+
+
 def limited(limit: int | None) -> dict[str, Any]:
     """The keyword argument that cuts episodes, where they are to be cut."""
     return {} if limit is None else {"max_episode_steps": limit}

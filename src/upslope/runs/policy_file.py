@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from upslope.config import CONFIGS, Config
-from upslope.envs.find import EnvLike, Source, find_environment
+from upslope.envs.find import EnvLike, Source, find_environment, is_of_a_known_package
 from upslope.errors import ConfigError, ModelFileError
 from upslope.policies.actor_critic import ActorCritic
 from upslope.policies.encoders import FeaturesFactory
@@ -94,12 +94,14 @@ class LoadedModel:
     def source(self, env: EnvLike | None) -> Source | None:
         """Return where environments come from: ``env``, else the recorded id, else nothing.
 
-        The recorded id counts only if Gymnasium already has it registered.
+        The recorded id counts only if Gymnasium already has it registered, or if it belongs to a
+        package that this library knows by name (ale-py, MiniGrid, dm_control).
         """
         if env is not None:
             return find_environment(env)
         recorded = self.header["environment"]
-        if recorded["is_registered"] and recorded["id"] in gym.registry:
+        env_id = recorded["id"]
+        if recorded["is_registered"] and (env_id in gym.registry or is_of_a_known_package(env_id)):
             return find_environment(recorded["id"])
         return None
 
