@@ -39,8 +39,8 @@ MEMORY = {
     "learning_rate": "lin_1.5e-3",
     "norm_reward": True,
 }
-# Mnih et al. 2015's network in one trunk. Schulman et al. 2017 have minibatches of 256, 2.5e-4 and a
-# clip of 0.1, for runs 30 times as long; here 300,000 actions must do.
+# Mnih et al. 2015's network in one trunk. Schulman et al. 2017 have minibatches of 256, 2.5e-4 and
+# a clip of 0.1, for runs 30 times as long; here 300,000 actions must do.
 ATARI = {
     "n_envs": 8,
     "n_steps": 128,
