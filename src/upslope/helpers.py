@@ -20,12 +20,13 @@ def make_vec_env(
 ) -> Any:
     """Return environments for :func:`upslope.collect`; arguments as for the agents.
 
+    Atari games (``ALE/`` ids) are preprocessed and four frames stacked, as the agents have them.
+
     Raises:
         UnknownEnvironmentError, ConfigError: as they say.
     """
-    return make_environments(
-        find_environment(env), n_envs=n_envs, seed=seed, vec=vec, env_kwargs=env_kwargs
-    )
+    source = find_environment(env).prepared(None, True)
+    return make_environments(source, n_envs=n_envs, seed=seed, vec=vec, env_kwargs=env_kwargs)
 
 
 def evaluate_policy(

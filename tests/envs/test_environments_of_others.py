@@ -76,6 +76,12 @@ def test_frames_are_those_of_gymnasiums_own_wrappers() -> None:
         assert rows[0][1:] == rows[1][1:]
 
 
+def test_vectors_made_by_hand_are_preprocessed_too() -> None:
+    envs = upslope.make_vec_env("ALE/Pong-v5", 1)
+    assert envs.observation_space.shape == (4, 84, 84)
+    envs.close()
+
+
 def test_without_preprocessing_the_screen_is_seen() -> None:
     source = find_environment("ALE/Pong-v5").prepared(None, False)
     assert source.plain_env({}, None).observation_space.shape == (210, 160, 3)

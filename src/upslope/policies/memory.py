@@ -35,7 +35,8 @@ class Past:
     @classmethod
     def none(cls, n_rows: int, state: Tree) -> Past:
         """Say that every row begins an episode of its own; ``state [n_rows, ...]`` is not read."""
-        return cls(torch.ones(n_rows, dtype=torch.bool), state)
+        begins = torch.ones(n_rows, dtype=torch.bool, device=_first_leaf(state).device)
+        return cls(begins, state)
 
     def take(self, rows: Tensor, columns: Tensor) -> Past:
         """Return the part for whole ``columns [S']``, of which ``rows [T * S']`` are the rows."""
