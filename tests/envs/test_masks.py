@@ -14,9 +14,10 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 import upslope
 from helpers.chamber import ACTIONS, Chamber
-from upslope.envs.engines import SyncEngine, VectorEngine, check_contract
+from upslope.envs.engines import SyncEngine, VectorEngine
 from upslope.envs.episodes import Environments
 from upslope.envs.masks import current_mask, flat_mask, sample_allowed
+from upslope.envs.probe import check_contract
 from upslope.errors import ConfigError, EnvironmentFaultError
 from upslope.policies.actor_critic import ActorCritic
 from upslope.rollout import collect, evaluate_rollout

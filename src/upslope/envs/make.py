@@ -15,10 +15,11 @@ import gymnasium as gym
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, VectorEnv
 
 from upslope.config import Config, whole_number
-from upslope.envs.engines import Engine, SyncEngine, VectorEngine, check_contract
+from upslope.envs.engines import Engine, SyncEngine, VectorEngine
 from upslope.envs.episodes import Environments
 from upslope.envs.find import ATARI, Source, explained, limited, spec_of
 from upslope.envs.guard import GuardedEnv
+from upslope.envs.probe import check_contract
 from upslope.errors import ConfigError, did_you_mean
 from upslope.seeding import SeedTree
 from upslope.spaces import keys_of
