@@ -19,6 +19,7 @@ COMMANDS = {
     "eval": "evaluate a trained policy on fresh episodes",
     "play": "watch a trained policy, or film it",
     "doctor": "look at an environment: what stands in the way of learning",
+    "lab": "measure policy gradients against what theory says of them",
     "envs": "list the environments that are installed",
 }
 

@@ -23,13 +23,14 @@ class Parser(argparse.ArgumentParser):
     ) -> None:
         epilog = None
         if commands is not None:
-            lines = [f"  {name:<8} {what}" for name, what in commands.items()]
-            epilog = "commands:\n" + "\n".join(lines) + "\n\n`upslope COMMAND --help` says more."
+            width = max(map(len, commands))
+            lines = [f"  {name:<{width}} {what}" for name, what in commands.items()]
+            epilog = "commands:\n" + "\n".join(lines) + f"\n\n`{prog} COMMAND --help` says more."
         super().__init__(
             prog=prog,
             description=description,
             epilog=epilog,
-            usage="upslope COMMAND ..." if commands else None,
+            usage=f"{prog} COMMAND ..." if commands else None,
             allow_abbrev=False,
             formatter_class=_Help,
         )

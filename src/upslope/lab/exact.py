@@ -145,7 +145,8 @@ def policy_gradient(
             sum over t then ends there while Q goes on.
         gamma: discount per step.
         horizon: steps of an episode at most.
-        terminal: for ``finite``, the value ``[S]``, held fixed, where the horizon leaves episodes.
+        terminal: the value ``[S]``, held fixed, where the horizon leaves episodes; Q is then that
+            of the steps left, as it always is for ``finite`` (where it is 0 by default).
         differentiable: keep the graph, for :func:`field_asymmetry`.
 
     Returns:
@@ -164,7 +165,7 @@ def policy_gradient(
     pi = log_probs.exp() if differentiable else log_probs.detach().exp()
     gamma_w = 1.0 if target == "undiscounted-weights" else gamma
     weights = visitation(mdp, pi, gamma_w, horizon)
-    if target == "finite":
+    if target == "finite" or terminal is not None:
         successors = state_values(mdp, pi, gamma, horizon, terminal)[1:]
         coefficients = torch.einsum("ts,tsa->sa", weights, action_values(mdp, successors, gamma))
     else:

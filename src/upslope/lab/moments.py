@@ -28,7 +28,12 @@ class Tables(NamedTuple):
 
     @classmethod
     def of(cls, mdp: MDP, policy: Any) -> Tables:
-        """The tables of a policy in a process."""
+        """The tables of a policy in a process; tables that exist already are returned as they are.
+
+        So a caller can measure along other scores, such as those of a natural gradient.
+        """
+        if isinstance(policy, Tables):
+            return policy
         pi, score = scores(policy, torch.eye(mdp.n_states, dtype=torch.float64))
         outcome = torch.stack([mdp.continuing, mdp.transitions * mdp.termination], -1)
         reward = mdp.rewards[..., None].expand_as(outcome)
@@ -116,17 +121,20 @@ def reward_table(mdp: MDP) -> Tensor:
     return mdp.rewards[..., None].expand(*mdp.rewards.shape, 2)
 
 
-def td_table(mdp: MDP, values: Tensor, gamma: float) -> Tensor:
+def td_table(mdp: MDP, values: Tensor, gamma: float, ends_at_limit: bool = False) -> Tensor:
     """rho of GAE: r + gamma (goes on) V(s') - V(s), ``[S, A, S, 2]``, from V ``[S]``.
 
     With V ``[H + 1, S]`` of a finite horizon: ``[H, S, A, S, 2]``. The horizon itself truncates:
-    the last step bootstraps, from V_H.
+    the last step bootstraps, from V_H. Where it terminates (``ends_at_limit``, which takes V
+    ``[H + 1, S]``), the last step does not.
 
     Eq: 7.2. Source: Sutton 1988.
     """
     bootstrap = torch.tensor([1.0, 0.0], dtype=torch.float64)
     before, after = (values, values) if values.dim() == 1 else (values[:-1], values[1:])
     ahead = after[..., None, None, :, None] * bootstrap
+    if ends_at_limit:
+        ahead[-1] = 0.0
     return reward_table(mdp) + gamma * ahead - before[..., :, None, None, None]
 
 
@@ -146,6 +154,57 @@ def episode_return(
 
     Eq: 5.5. Source: the recursion of Eq. 5.4 on the products of return and score.
     """
+    j = joint_moments(mdp, policy, gamma)
+    mean = j.yz - constant * j.z
+    second = j.y2z2 - 2 * constant * j.yz2 + constant**2 * j.z2
+    return mean, second - mean.square().sum()
+
+
+def batch_mean(
+    mdp: MDP, policy: Any, gamma: float, size: int, leave_out: bool
+) -> tuple[Tensor, Tensor]:
+    """Mean and variance of (1/N) sum_i (sum_t score_t)_i (R_i - mean of R), N episodes a batch.
+
+    Leaving the own return out it is the sample covariance of score sum and return, a U-statistic
+    of order two; with the own return in, (1 - 1/N) times that.
+
+    Args:
+        mdp: with a horizon.
+        policy: over one-hot states.
+        gamma: discount of the return.
+        size: N, at least 2.
+        leave_out: mean over the other N - 1 episodes.
+
+    Returns:
+        The mean ``[d]``, and N times the trace of the batch's covariance: what an episode costs.
+
+    Eq: 6.5, 6.6. Source: Hoeffding 1948, "A class of statistics with asymptotically normal
+    distribution", for the variance; Kool et al. 2019 for the baseline.
+    """
+    j = joint_moments(mdp, policy, gamma)
+    mean, spread = j.yz, j.y2z2 - 2 * j.y * j.yz2 + j.y**2 * j.z2
+    g2 = mean.square().sum()
+    one = (spread - g2) / 4  # of the kernel's mean given one episode
+    both = (j.y2z2 + j.y2 * j.z2 - 2 * j.y * j.yz2) / 2  # of the kernel itself
+    variance = 2 * (2 * (size - 2) * one + both) / (size * (size - 1))
+    kept = 1.0 if leave_out else 1 - 1 / size
+    return kept * mean, kept**2 * size * variance
+
+
+class Joint(NamedTuple):
+    """Moments of Y, the return, and Z ``[d]``, the sum of scores, of one episode."""
+
+    y: Tensor
+    y2: Tensor
+    z: Tensor
+    yz: Tensor
+    z2: Tensor  # E|Z|^2, and so on
+    yz2: Tensor
+    y2z2: Tensor
+
+
+def joint_moments(mdp: MDP, policy: Any, gamma: float) -> Joint:
+    """Moments of return and score sum, by backward recursion from the horizon."""
     t = Tables.of(mdp, policy)
     zero = torch.zeros(mdp.n_states, dtype=torch.float64)
     vector = torch.zeros(mdp.n_states, t.score.shape[-1], dtype=torch.float64)
@@ -175,9 +234,35 @@ def episode_return(
         y, y2, z2, yz2, y2z2 = ((pi * part).sum(1) for part in now)
         vectors = [g + ez, g * ey[..., None] + eyz, g * ey2[..., None] + ey2z]
         z, yz, y2z = ((pi[..., None] * part).sum(1) for part in vectors)
-    mean = t.start @ (yz - constant * z)
-    second = t.start @ (y2z2 - 2 * constant * yz2 + constant**2 * z2)
-    return mean, second - mean.square().sum()
+    of_vectors = (t.start @ moment for moment in (z, yz))
+    y, y2, z2, yz2, y2z2 = (t.start @ moment for moment in (y, y2, z2, yz2, y2z2))
+    return Joint(y, y2, *of_vectors, z2, yz2, y2z2)
+
+
+def state_sum(mdp: MDP, policy: Any, terms: Tensor, kappa: float) -> tuple[Tensor, Tensor]:
+    """Mean and variance of sum_t kappa^t f_t(s_t): of estimators that sample no action's weight.
+
+    Args:
+        mdp: with a horizon.
+        policy: over one-hot states.
+        terms: f ``[H, S, d]`` or ``[S, d]``; for the all-action gradient sum_a grad pi(a|s) Q(s,a).
+        kappa: decay of the terms.
+
+    Returns:
+        The mean ``[d]`` and the trace of the covariance.
+
+    Eq: 7.5.
+    """
+    t = Tables.of(mdp, policy)
+    terms = terms.expand(horizon_of(mdp), *terms.shape[-2:])
+    on = torch.einsum("sa,sat->st", t.pi, t.outcome[..., 0])
+    x, x2 = torch.zeros_like(terms[0]), torch.zeros_like(t.start)
+    for f in reversed(terms.unbind()):
+        ahead = on @ x
+        x2 = f.square().sum(-1) + 2 * kappa * (f * ahead).sum(-1) + kappa**2 * on @ x2
+        x = f + kappa * ahead
+    mean = t.start @ x
+    return mean, t.start @ x2 - mean.square().sum()
 
 
 def past_rewards(mdp: MDP, policy: Any, gamma: float) -> Tensor:
