@@ -13,16 +13,18 @@ COLUMNS = ("row", "environment", "steps", "seeds", "S", "mode", "random", "steps
 
 
 def main() -> None:
-    """One line a row of the CSV's runs, in the order in which they were first run."""
+    """One line a row of the CSV's runs and settings, in the order in which they were first run."""
     with (HERE / "results.csv").open(newline="") as file:
         runs = list(csv.DictReader(file))
     lines = [f"| {' | '.join(COLUMNS)} |", f"|{' --- |' * len(COLUMNS)}"]
-    for name in dict.fromkeys(run["row"] for run in runs):
-        mine = [run for run in runs if run["row"] == name]
+    kinds = list(dict.fromkeys((run["row"], run["settings"]) for run in runs))
+    for name, settings in kinds:
+        mine = [run for run in runs if (run["row"], run["settings"]) == (name, settings)]
         first = mine[0]
+        dropped = (name, settings) != [kind for kind in kinds if kind[0] == name][-1]
         is_pong = name.startswith("pong")
         cells = [
-            name,
+            f"{name}, first choice" if dropped else name,
             first["env"],
             f"{int(first['steps']):,}",
             str(len(mine)),
