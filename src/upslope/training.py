@@ -21,9 +21,10 @@ from upslope.algorithms import Learner
 from upslope.config import Config
 from upslope.envs.episodes import Environments, Episode
 from upslope.errors import NonFiniteError
+from upslope.gradient_quality import GradientQuality, interval
 from upslope.notices import Notices
 from upslope.policies.actor_critic import ActorCritic
-from upslope.rollout import Rollout, collect, evaluate_rollout
+from upslope.rollout import EvaluatedRollout, Rollout, collect, evaluate_rollout
 from upslope.trees import flatten_time, take
 
 WINDOW = 100  # finished episodes that ep_rew_mean averages
@@ -49,7 +50,9 @@ class Training:
     """A run in progress: its parts, its counters, and the loop that drives them.
 
     ``checkpoint_every`` is fixed by the first ``run`` and kept when the run is extended; at each
-    multiple of it the environments are restarted from their seeds, with or without files.
+    multiple of it the environments are restarted from their seeds, with or without files. So are
+    ``log_every``, rows of progress.csv, and ``snr_every``, iterations whose row holds
+    ``train/gradient_snr``.
     """
 
     config: Config
@@ -62,9 +65,14 @@ class Training:
     episodes: int = 0
     checkpoint_every: int = 0
     log_every: int = 0
+    snr_every: int = 0
     recent: deque[Episode] = field(default_factory=lambda: deque(maxlen=WINDOW))
     seconds: dict[str, float] = field(default_factory=dict)
     notices: Notices = field(default_factory=Notices)
+    quality: GradientQuality = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.quality = GradientQuality(by_row=self.config.rollout_steps is not None)
 
     def run(
         self, total_timesteps: int, on_iteration: Callable[[Event], bool], agent: Any = None
@@ -94,6 +102,8 @@ class Training:
                 rollout = self.learner.collect(self.envs)
             with self.phase("evaluate"):
                 evaluated = evaluate_rollout(self.policy, rollout)
+            if self._measures_gradient(self.iteration + 1):
+                self._measure_gradient(rollout, evaluated)
             with self.phase("update"), undone_on_failure(self.policy):
                 rng = self.envs.seeds.generator("minibatches", self.iteration)
                 update = self.learner.update(rollout, evaluated, progress_remaining, rng)
@@ -136,7 +146,7 @@ class Training:
         return seconds
 
     def plan(self, total_timesteps: int) -> None:
-        """Fix the spacing of checkpoints and rows from the first plan alone, never by a clock."""
+        """Fix how often what happens from the first plan alone, never by a clock."""
         if self.checkpoint_every:
             return
         limit = self.config.max_episode_steps or self.episode_limit or ASSUMED_EPISODE
@@ -145,6 +155,7 @@ class Training:
         closest = 2 * self.config.iterations_per_episode(limit)
         self.checkpoint_every = max(-(-planned // self.config.checkpoints), closest)
         self.log_every = self.config.log_interval or max(1, planned // ROWS_PER_RUN)
+        self.snr_every = -(-interval(self.config) // self.log_every) * self.log_every
 
     def _warm_up(self) -> None:
         """Fill the normalisers before the first iteration; steps count, episodes are cut."""
@@ -155,6 +166,15 @@ class Training:
             self.timesteps += rollout.n_valid
             self._move_normalizers(rollout)
             self.restart_environments()
+
+    def _measures_gradient(self, iteration: int) -> bool:
+        return iteration % self.snr_every == 0
+
+    def _measure_gradient(self, rollout: Rollout, evaluated: EvaluatedRollout) -> None:
+        """Take the gradient that the coming update follows into the running means."""
+        with self.phase("gradient_quality"):
+            weights = self.learner.weigh(rollout, evaluated).weights
+            self.quality.measure(self.policy, rollout, evaluated, weights)
 
     def _move_normalizers(self, rollout: Rollout) -> dict[str, float]:
         """Take the rollout into the running statistics; measure how far that moves the policy."""
@@ -202,6 +222,8 @@ class Training:
                 if values:
                     name = "success_rate" if key == "is_success" else key
                     metrics[f"rollout/{name}"] = float(np.mean(values))
+        if self._measures_gradient(self.iteration):
+            metrics["train/gradient_snr"] = self.quality.snr(metrics.get("rollout/ep_len_mean"))
         metrics |= {f"train/{name}": value for name, value in update.items()}
         return {tag: value for tag, value in metrics.items() if math.isfinite(value)}
 

@@ -77,6 +77,8 @@ def test_every_metric_is_in_the_glossary(algorithm: str) -> None:
     settings |= {"clip_range_vf": 0.2, "target_kl": 0.1} if algorithm == "ppo" else {}
     seen: set[str] = set()
     agent = getattr(upslope, algorithm.upper())("CartPole-v1", **settings)
+    agent.training.plan(600)
+    agent.training.snr_every = 1
     agent.learn(600, callback=lambda event: seen.update(event.metrics))
     assert told == {name.removeprefix("train/") for name in seen if name.startswith("train/")}
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from upslope.theory import returns
 from upslope.theory.returns import (
+    batch_baseline,
     discount_weights,
     episode_return,
     gae,
@@ -72,6 +73,45 @@ ROWS = st.builds(
     random_rows, st.integers(1, 20), st.integers(1, 4), SHARES, SHARES, st.integers(0, 999)
 )
 EXAMPLES = settings(max_examples=40, deadline=None)
+
+
+@dataclass(frozen=True)
+class Episodes:
+    """Whole episodes in a T x B grid, one after the other in a column, then idle rows."""
+
+    weights: Tensor
+    episode: Tensor
+    episode_step: Tensor
+    valid: Tensor
+
+    def arguments(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return self.weights, self.episode, self.episode_step, self.valid
+
+    def rows_of(self, number: int) -> list[float]:
+        """Weights of one episode in the order of its steps."""
+        mine = self.episode == number
+        return self.weights[mine][self.episode_step[mine].argsort()].tolist()
+
+
+def random_episodes(n_columns: int, each: int, longest: int, seed: int = 0) -> Episodes:
+    """``each`` episodes of 1 to ``longest`` steps in every column, numbered across from 30 on."""
+    rng = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(1, longest + 1, (each, n_columns), generator=rng)
+    shape = (int(lengths.sum(0).max()), n_columns)
+    weights = torch.randn(shape, generator=rng, dtype=F64)
+    episode, step = torch.full(shape, -1), torch.zeros(shape, dtype=torch.int64)
+    for column in range(n_columns):
+        start = 0
+        for k, length in enumerate(lengths[:, column].tolist()):
+            episode[start : start + length, column] = 30 + k * n_columns + column
+            step[start : start + length, column] = torch.arange(length)
+            start += length
+    return Episodes(weights, episode, step, episode >= 0)
+
+
+EPISODES = st.builds(
+    random_episodes, st.integers(1, 4), st.integers(1, 3), st.integers(1, 5), st.integers(0, 999)
+)
 
 
 def columns(*lists: list[float]) -> Tensor:
@@ -156,6 +196,36 @@ def test_leave_one_out_by_hand() -> None:
 def test_leave_one_out_refuses_one_episode() -> None:
     with pytest.raises(ValueError, match="at least two episodes"):
         leave_one_out(torch.ones(5, 1))
+
+
+# Episode 7 ends inside its column and 9 on the last row; 8 is the longest, and an idle row follows
+# it whose 1000 must never be seen.
+BATCH = Episodes(
+    weights=columns([1, 2, 4, 8], [16, 32, 64, 1000]),
+    episode=columns([7, 7, 9, 9], [8, 8, 8, -1]).long(),
+    episode_step=columns([0, 1, 0, 1], [0, 1, 2, 0]).long(),
+    valid=columns([1, 1, 1, 1], [1, 1, 1, 0]).bool(),
+)
+
+
+@pytest.mark.parametrize(
+    ("leave_out", "per_step", "expected"),
+    [
+        (False, True, ([7, 14, 7, 14], [7, 14, 64 / 3, 0])),
+        (True, True, ([10, 20, 8.5, 17], [2.5, 5, 0, 0])),
+        (False, False, ([7, 7, 7, 7], [7, 7, 7, 0])),
+        (True, False, ([10, 10, 8.5, 8.5], [2.5, 2.5, 2.5, 0])),
+    ],
+)
+def test_batch_baseline_by_hand(leave_out: bool, per_step: bool, expected: object) -> None:
+    close(batch_baseline(*BATCH.arguments(), leave_out, per_step), columns(*expected))  # type: ignore[misc]
+
+
+def test_batch_baseline_refuses_what_has_no_mean() -> None:
+    with pytest.raises(ValueError, match="3 episodes do not fill batches of 2"):
+        batch_baseline(*BATCH.arguments(), False, True, 2)
+    with pytest.raises(ValueError, match="at least two episodes"):
+        batch_baseline(*BATCH.arguments(), True, True, 1)
 
 
 def test_standardize_by_hand() -> None:
@@ -328,6 +398,65 @@ def test_leave_one_out_is_the_mean_of_the_others(n_rows: int, count: int, seed: 
 
 
 @EXAMPLES
+@given(EPISODES, st.booleans(), st.booleans(), st.booleans())
+def test_batch_baseline_is_the_mean_over_the_batch(
+    rows: Episodes, leave_out: bool, per_step: bool, in_pairs: bool
+) -> None:
+    """Each row's b as a plain sum over the (other) episodes of its batch, by number."""
+    numbers = sorted(set(rows.episode[rows.valid].tolist()))
+    size = 2 if in_pairs else len(numbers)
+    if len(numbers) % size or (leave_out and size < 2):
+        return
+    expected = torch.zeros_like(rows.weights)
+    for t, b in product(*map(range, rows.weights.shape)):
+        if not rows.valid[t, b]:
+            continue
+        own, step = int(rows.episode[t, b]), int(rows.episode_step[t, b])
+        first = numbers.index(own) // size * size
+        batch = [n for n in numbers[first : first + size] if not (leave_out and n == own)]
+        at = step if per_step else 0
+        expected[t, b] = sum((rows.rows_of(n)[at:] or [0.0])[0] for n in batch) / len(batch)
+    close(batch_baseline(*rows.arguments(), leave_out, per_step, size), expected)
+
+
+@EXAMPLES
+@given(EPISODES, st.booleans())
+def test_leaving_out_only_stretches_the_difference_to_the_mean(
+    rows: Episodes, per_step: bool
+) -> None:
+    """w - b_loo = N / (N - 1) (w - b_mean), where w is what the mean is taken of (Eq. 6.6)."""
+    count = len(rows.episode[rows.valid].unique())
+    if count < 2:
+        return
+    weights = rows.weights
+    if not per_step:  # one weight for all steps of an episode
+        weights = torch.zeros_like(weights)
+        for number in rows.episode[rows.valid].unique().tolist():
+            weights[rows.episode == number] = rows.rows_of(number)[0]
+    rows = replace(rows, weights=weights)
+    mean = batch_baseline(*rows.arguments(), False, per_step)
+    others = batch_baseline(*rows.arguments(), True, per_step)
+    stretched = (weights - mean) * count / (count - 1)
+    close((weights - others)[rows.valid], stretched[rows.valid])
+
+
+@EXAMPLES
+@given(EPISODES, st.booleans())
+def test_an_episode_left_out_does_not_move_its_own_baseline(rows: Episodes, per_step: bool) -> None:
+    """d b / d w is 0 for the episode's own weights and 1 / (N - 1) for those of the others."""
+    numbers = rows.episode[rows.valid].unique().tolist()
+    if len(numbers) < 2:
+        return
+    weights = rows.weights.clone().requires_grad_()
+    baseline = batch_baseline(weights, *rows.arguments()[1:], True, per_step)
+    for number in numbers:
+        start = (rows.episode == number) & (rows.episode_step == 0)
+        (slope,) = torch.autograd.grad(baseline[start].sum(), weights, retain_graph=True)
+        others = (rows.episode != number) & rows.valid & (rows.episode_step == 0)
+        close(slope, others.to(F64) / (len(numbers) - 1))
+
+
+@EXAMPLES
 @given(st.integers(1, 9), st.integers(1, 4), st.floats(0.2, 1.0), st.integers(0, 999))
 def test_standardize_uses_the_sample_moments_of_valid_rows(
     n_rows: int, n_columns: int, share: float, seed: int
@@ -394,6 +523,7 @@ def test_dtype_of_the_rewards_is_kept_whatever_marks_the_ends(
         lambda_returns(*traced),
         leave_one_out(rows.rewards),
         standardize(rows.rewards, done),
+        batch_baseline(BATCH.weights.to(dtype), *BATCH.arguments()[1:], True, True),
     )
     assert {result.dtype for result in results} == {dtype}
     for result, expected in zip(results[:6], all_returns(rows, 0.9, 0.8), strict=True):
@@ -402,12 +532,13 @@ def test_dtype_of_the_rewards_is_kept_whatever_marks_the_ends(
 
 def test_inputs_are_not_modified() -> None:
     rows, step = random_rows(7, 3), torch.arange(7)[:, None].expand(7, 3).clone()
-    held = (*rows.gae_arguments(), rows.bootstrap, step)
+    held = (*rows.gae_arguments(), rows.bootstrap, step, *BATCH.arguments())
     before = [x.clone() for x in held]
     all_returns(rows, 0.9)
     reward_to_go(rows.rewards, held[4], 0.9, held[5])
     discount_weights(step, 0.9)
     leave_one_out(rows.rewards)
+    batch_baseline(*BATCH.arguments(), True, True)
     standardize(rows.rewards, held[4])
     assert all(torch.equal(x, y) for x, y in zip(held, before, strict=True))
 
@@ -508,6 +639,29 @@ def test_leave_one_out_is_unbiased_and_the_batch_mean_shrinks_the_gradient() -> 
             expected[name] += probability * float(gradient)
     assert expected["leave one out"] == pytest.approx(float(exact), abs=1e-12)
     assert expected["mean"] == pytest.approx(float(exact) * (1 - 1 / count), abs=1e-12)
+
+
+@pytest.mark.parametrize("per_step", [True, False])
+def test_batch_baseline_leaves_the_mean_or_shrinks_it_as_sampled(per_step: bool) -> None:
+    """Batches of N two-step episodes: loo keeps E[score w], the mean keeps (1 - 1/N) of it."""
+    p, count, batches = 0.3, 3, 20_000
+    rng = torch.Generator().manual_seed(17)
+    actions = (torch.rand(2, count * batches, generator=rng) < p).to(F64)
+    goes_on = actions[0] == 1  # action 0 ends the episode at once
+    valid = torch.stack([torch.ones_like(goes_on), goes_on])
+    rewards = (1 + 3 * actions + torch.tensor([[0.0], [5.0]], dtype=F64)) * valid
+    done = torch.stack([~goes_on, torch.ones_like(goes_on)])
+    returns_of = reward_to_go if per_step else episode_return
+    weights = returns_of(rewards, done | ~valid, 1.0)
+    episode = torch.where(valid, torch.arange(count * batches), -1)
+    step = torch.arange(2)[:, None].expand(2, count * batches)
+    score = (actions - p) * valid  # of the logit of a Bernoulli policy
+    second = 6 + 3 * p  # expected reward of the second step
+    exact = p * (1 - p) * ((4 + second) - 1) + p * (p * (1 - p) * 3)
+    for leave_out, share in ((True, 1.0), (False, 1 - 1 / count)):
+        b = batch_baseline(weights, episode, step, valid, leave_out, per_step, count)
+        gradient = (score * (weights - b)).sum(0).view(batches, count).mean(1)
+        assert abs(z_score(gradient - share * exact)) < 3
 
 
 def test_every_public_function_is_named_here() -> None:

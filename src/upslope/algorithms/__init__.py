@@ -1,7 +1,7 @@
 """The algorithms, one page each; a page imports no other page.
 
 A page is a ``Learner``: the rollouts it wants (``collect``), what it does with one (``update``),
-and the pseudo-loss whose gradient it follows (``loss``).
+the weight of every row (``weigh``), and the pseudo-loss whose gradient it follows (``loss``).
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     import numpy as np
 
+    from upslope.algorithms.common import Weighed
     from upslope.config import Config
     from upslope.envs.episodes import Environments
     from upslope.optim import GradientStep
@@ -35,6 +36,9 @@ class Learner(Protocol):
         rng: np.random.Generator,
     ) -> dict[str, float]:
         """Improve the policy on that data and return the metrics of the update."""
+
+    def weigh(self, rollout: Rollout, evaluated: EvaluatedRollout) -> Weighed:
+        """Weights ``[T, B]`` that ``update`` multiplies scores with, and what V is fitted to."""
 
 
 def make_learner(config: Config, policy: ActorCritic) -> Learner:

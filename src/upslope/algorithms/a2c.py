@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 from torch import Tensor
 
-from upslope.algorithms.common import Update, rows_of, scaled_rewards
+from upslope.algorithms.common import Update, Weighed, rows_of, scaled_rewards
 from upslope.config import A2CConfig, schedule_at
 from upslope.envs.episodes import Environments
 from upslope.optim import Batch, GradientStep, Hyper, Minibatches
@@ -51,8 +51,24 @@ class Learner:
         """Weigh the segment by GAE, then take one step over all its rows."""
         config, policy = self.config, self.policy
         check_fresh(policy, rollout)
+        weighed = self.weigh(rollout, evaluated)
+        batch = rows_of(
+            rollout,
+            evaluated,
+            weights=weighed.weights,
+            targets=weighed.targets,
+        )
+        hyper = {"learning_rate": schedule_at(config.learning_rate, progress_remaining)}
+        whole = Minibatches.whole(rollout.valid.shape)
+        metrics = self.optimizers["all"].run(batch, whole, hyper)
+        explained = explained_variance(evaluated.values, weighed.targets, rollout.valid)
+        return metrics | hyper | {"explained_variance": float(explained)}
+
+    def weigh(self, rollout: Rollout, evaluated: EvaluatedRollout) -> Weighed:
+        """GAE(lambda) with the V from before, standardised where asked; targets are GAE + V."""
+        config = self.config
         advantages = gae(
-            scaled_rewards(policy, rollout),
+            scaled_rewards(self.policy, rollout),
             evaluated.values,
             evaluated.next_values,
             rollout.terminated,
@@ -60,21 +76,10 @@ class Learner:
             config.gamma,
             config.gae_lambda,
         )
-        targets = advantages + evaluated.values
         weights = advantages
         if config.normalize_advantage:
             weights = standardize(advantages, rollout.valid)
-        batch = rows_of(
-            rollout,
-            evaluated,
-            weights=weights,
-            targets=targets,
-        )
-        hyper = {"learning_rate": schedule_at(config.learning_rate, progress_remaining)}
-        whole = Minibatches.whole(rollout.valid.shape)
-        metrics = self.optimizers["all"].run(batch, whole, hyper)
-        explained = explained_variance(evaluated.values, targets, rollout.valid)
-        return metrics | hyper | {"explained_variance": float(explained)}
+        return Weighed(advantages, weights, advantages + evaluated.values)
 
     def loss(
         self, policy: ActorCritic, batch: Batch, hyper: Hyper

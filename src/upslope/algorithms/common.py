@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from torch import Tensor
 
 from upslope.optim import Batch
@@ -10,6 +12,14 @@ from upslope.rollout import EvaluatedRollout, Rollout
 from upslope.trees import flatten_time
 
 Update = dict[str, float]  # metric -> number, e.g. {"policy_gradient_loss": -0.01}
+
+
+class Weighed(NamedTuple):
+    """What a page makes of a rollout's rewards, all ``[T, B]``."""
+
+    advantages: Tensor  # GAE, or a return minus its baseline, in units of (normalised) reward
+    weights: Tensor  # Psi: the advantages, standardised where the page standardises them
+    targets: Tensor  # what a critic is fitted to, in units of (normalised) reward
 
 
 def scaled_rewards(policy: ActorCritic, rollout: Rollout) -> Tensor:

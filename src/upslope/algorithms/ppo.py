@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from upslope.algorithms.common import Update, rows_of, scaled_rewards
+from upslope.algorithms.common import Update, Weighed, rows_of, scaled_rewards
 from upslope.config import PPOConfig, schedule_at
 from upslope.envs.episodes import Environments
 from upslope.optim import Batch, GradientStep, Hyper, Minibatches
@@ -49,26 +49,15 @@ class Learner:
         """Weigh the rollout by GAE, then take ``n_epochs`` passes of clipped gradient steps."""
         config, policy = self.config, self.policy
         check_fresh(policy, rollout)
-        advantages = gae(
-            scaled_rewards(policy, rollout),
-            evaluated.values,
-            evaluated.next_values,
-            rollout.terminated,
-            rollout.boundary,
-            config.gamma,
-            config.gae_lambda,
-        )
-        targets = advantages + evaluated.values
-        weights = advantages
-        if config.normalize_advantage and config.normalize_advantage_over == "batch":
-            weights = standardize(advantages, rollout.valid)
+        weighed = self.weigh(rollout, evaluated)
+        is_per_minibatch = config.normalize_advantage_over == "minibatch"
         batch = rows_of(
             rollout,
             evaluated,
             log_prob=evaluated.log_prob,
-            weights=weights,
+            weights=weighed.advantages if is_per_minibatch else weighed.weights,
             values=evaluated.values,
-            targets=targets,
+            targets=weighed.targets,
         )
         hyper = {
             "learning_rate": schedule_at(config.learning_rate, progress_remaining),
@@ -80,8 +69,28 @@ class Learner:
             rng, rollout.valid.shape, config.batch_size, config.n_epochs, policy.has_memory
         )
         metrics = self.optimizers["all"].run(batch, minibatches, hyper, until=self._kl_is_too_large)
-        explained = explained_variance(evaluated.values, targets, rollout.valid)
+        explained = explained_variance(evaluated.values, weighed.targets, rollout.valid)
         return metrics | hyper | {"explained_variance": float(explained)}
+
+    def weigh(self, rollout: Rollout, evaluated: EvaluatedRollout) -> Weighed:
+        """GAE(lambda) with the V from before; weights are standardised over the whole rollout.
+
+        Where each minibatch is standardised, the update does it anew from the advantages.
+        """
+        config = self.config
+        advantages = gae(
+            scaled_rewards(self.policy, rollout),
+            evaluated.values,
+            evaluated.next_values,
+            rollout.terminated,
+            rollout.boundary,
+            config.gamma,
+            config.gae_lambda,
+        )
+        weights = advantages
+        if config.normalize_advantage:
+            weights = standardize(advantages, rollout.valid)
+        return Weighed(advantages, weights, advantages + evaluated.values)
 
     def loss(
         self, policy: ActorCritic, batch: Batch, hyper: Hyper

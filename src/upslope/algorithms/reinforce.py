@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from upslope.algorithms.common import Update, rows_of, scaled_rewards
+from upslope.algorithms.common import Update, Weighed, rows_of, scaled_rewards
 from upslope.config import ReinforceConfig, schedule_at
 from upslope.envs.episodes import Environments
 from upslope.errors import ConfigError
@@ -20,7 +20,7 @@ from upslope.policies.actor_critic import ActorCritic
 from upslope.rollout import EvaluatedRollout, Rollout, check_fresh, collect
 from upslope.theory.diagnostics import explained_variance
 from upslope.theory.objectives import entropy_bonus, policy_gradient_loss, value_loss
-from upslope.theory.returns import episode_return, leave_one_out, reward_to_go, standardize
+from upslope.theory.returns import batch_baseline, episode_return, reward_to_go, standardize
 
 
 class Learner:
@@ -50,18 +50,12 @@ class Learner:
         """One gradient step; a value baseline is fitted only after it has served (EGLP lemma)."""
         config, policy = self.config, self.policy
         check_fresh(policy, rollout)
-        rewards = scaled_rewards(policy, rollout)
-        returns = episode_return if config.returns == "episode" else reward_to_go
-        weights = returns(rewards, rollout.boundary, config.gamma)
-        weights = weights - self._baseline(weights, rollout, evaluated)
-        if config.normalize_advantage:
-            weights = standardize(weights, rollout.valid)
-        targets = reward_to_go(rewards, rollout.boundary, config.gamma)
+        weighed = self.weigh(rollout, evaluated)
         batch = rows_of(
             rollout,
             evaluated,
-            weights=weights,
-            targets=targets,
+            weights=weighed.weights,
+            targets=weighed.targets,
         )
         shape = rollout.valid.shape
         hyper = {
@@ -75,9 +69,41 @@ class Learner:
             steps = Minibatches.whole(shape, config.n_critic_updates)
             fitted = self.optimizers["critic"].run(batch, steps, {"learning_rate": rate})
             metrics["value_loss"] = fitted["value_loss"]
-            explained = explained_variance(evaluated.values, targets, rollout.valid)
+            explained = explained_variance(evaluated.values, weighed.targets, rollout.valid)
             metrics["explained_variance"] = float(explained)
         return metrics
+
+    def weigh(self, rollout: Rollout, evaluated: EvaluatedRollout) -> Weighed:
+        """Return of the episode or reward-to-go, minus the baseline; V regresses on the latter."""
+        config = self.config
+        rewards = scaled_rewards(self.policy, rollout)
+        returns = episode_return if config.returns == "episode" else reward_to_go
+        weights = returns(rewards, rollout.boundary, config.gamma)
+        advantages = weights - self._baseline(weights, rollout, evaluated)
+        weights = advantages
+        if config.normalize_advantage:
+            weights = standardize(advantages, rollout.valid)
+        return Weighed(advantages, weights, reward_to_go(rewards, rollout.boundary, config.gamma))
+
+    def _baseline(self, weights: Tensor, rollout: Rollout, evaluated: EvaluatedRollout) -> Tensor:
+        """b of every row ``[T, B]``: 0, V, or the mean over the batch's (other) episodes.
+
+        With reward-to-go the mean is taken per time step, an episode that has ended counting 0;
+        with the return of the whole episode it is the mean return.
+        """
+        kind = self.config.baseline
+        if kind == "none":
+            return torch.zeros_like(weights)
+        if kind == "value":
+            return evaluated.values
+        return batch_baseline(
+            weights,
+            rollout.episode,
+            rollout.episode_step,
+            rollout.valid,
+            leave_out=kind == "loo",
+            per_step=self.config.returns == "to-go",
+        )
 
     def loss(
         self, policy: ActorCritic, batch: Batch, hyper: Hyper
@@ -100,27 +126,3 @@ class Learner:
             policy.values(batch["inputs"], batch["past"]), batch["targets"], batch["valid"]
         )
         return loss, {"value_loss": loss}
-
-    def _baseline(self, weights: Tensor, rollout: Rollout, evaluated: EvaluatedRollout) -> Tensor:
-        """b of every row ``[T, B]``: 0, V, or the mean over the batch's (other) episodes.
-
-        With reward-to-go the mean is taken per time step, an episode that has ended counting 0;
-        with the return of the whole episode it is the mean return.
-        """
-        kind = self.config.baseline
-        if kind == "none":
-            return torch.zeros_like(weights)
-        if kind == "value":
-            return evaluated.values
-        valid = rollout.valid
-        _, column = rollout.episode[valid].unique(return_inverse=True)  # type: ignore[no-untyped-call]
-        row = rollout.episode_step[valid]
-        by_time = weights.new_zeros(int(row.max()) + 1, len(rollout.episodes))
-        by_time[row, column] = weights[valid]
-        if self.config.returns == "episode":
-            by_time = by_time[:1].expand_as(by_time)
-        means = by_time.mean(1, keepdim=True).expand_as(by_time)
-        by_time = means if kind == "mean" else leave_one_out(by_time)
-        baseline = torch.zeros_like(weights)
-        baseline[valid] = by_time[row, column]
-        return baseline

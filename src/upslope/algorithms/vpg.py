@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from torch import Tensor
 
-from upslope.algorithms.common import Update, rows_of, scaled_rewards
+from upslope.algorithms.common import Update, Weighed, rows_of, scaled_rewards
 from upslope.config import VPGConfig, schedule_at
 from upslope.envs.episodes import Environments
 from upslope.optim import Batch, GradientStep, Hyper, Minibatches
@@ -46,24 +46,12 @@ class Learner:
         """One step along the gradient; then V is fitted, after it has served (EGLP lemma)."""
         config, policy = self.config, self.policy
         check_fresh(policy, rollout)
-        advantages = gae(
-            scaled_rewards(policy, rollout),
-            evaluated.values,
-            evaluated.next_values,
-            rollout.terminated,
-            rollout.boundary,
-            config.gamma,
-            config.gae_lambda,
-        )
-        targets = advantages + evaluated.values
-        weights = advantages
-        if config.normalize_advantage:
-            weights = standardize(advantages, rollout.valid)
+        weighed = self.weigh(rollout, evaluated)
         batch = rows_of(
             rollout,
             evaluated,
-            weights=weights,
-            targets=targets,
+            weights=weighed.weights,
+            targets=weighed.targets,
         )
         shape = rollout.valid.shape
         hyper = {"learning_rate": schedule_at(config.learning_rate, progress_remaining)}
@@ -73,9 +61,26 @@ class Learner:
             rng, shape, config.batch_size, config.n_critic_updates, policy.has_memory
         )
         fitted = self.optimizers["critic"].run(batch, minibatches, {"learning_rate": rate})
-        explained = explained_variance(evaluated.values, targets, rollout.valid)
+        explained = explained_variance(evaluated.values, weighed.targets, rollout.valid)
         critic = {"value_loss": fitted["value_loss"], "explained_variance": float(explained)}
         return metrics | hyper | critic
+
+    def weigh(self, rollout: Rollout, evaluated: EvaluatedRollout) -> Weighed:
+        """GAE(lambda) with the V from before, standardised where asked; targets are GAE + V."""
+        config = self.config
+        advantages = gae(
+            scaled_rewards(self.policy, rollout),
+            evaluated.values,
+            evaluated.next_values,
+            rollout.terminated,
+            rollout.boundary,
+            config.gamma,
+            config.gae_lambda,
+        )
+        weights = advantages
+        if config.normalize_advantage:
+            weights = standardize(advantages, rollout.valid)
+        return Weighed(advantages, weights, advantages + evaluated.values)
 
     def loss(
         self, policy: ActorCritic, batch: Batch, hyper: Hyper

@@ -234,9 +234,7 @@ def joint_moments(mdp: MDP, policy: Any, gamma: float) -> Joint:
         y, y2, z2, yz2, y2z2 = ((pi * part).sum(1) for part in now)
         vectors = [g + ez, g * ey[..., None] + eyz, g * ey2[..., None] + ey2z]
         z, yz, y2z = ((pi[..., None] * part).sum(1) for part in vectors)
-    of_vectors = (t.start @ moment for moment in (z, yz))
-    y, y2, z2, yz2, y2z2 = (t.start @ moment for moment in (y, y2, z2, yz2, y2z2))
-    return Joint(y, y2, *of_vectors, z2, yz2, y2z2)
+    return Joint(*(t.start @ moment for moment in (y, y2, z, yz, z2, yz2, y2z2)))
 
 
 def state_sum(mdp: MDP, policy: Any, terms: Tensor, kappa: float) -> tuple[Tensor, Tensor]:

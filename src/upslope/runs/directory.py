@@ -225,6 +225,7 @@ def describe(agent: Agent, total_timesteps: int) -> dict[str, Any]:
         "total_timesteps": total_timesteps,
         "checkpoint_every": training.checkpoint_every,
         "log_every": training.log_every,
+        "snr_every": training.snr_every,
         "device": str(agent.policy.device),
         "settings": agent.config.to_json(),
         "versions": versions(),

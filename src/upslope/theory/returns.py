@@ -178,6 +178,53 @@ def leave_one_out(weights: Tensor) -> Tensor:
     return (weights.sum(-1, keepdim=True) - weights) / (count - 1)
 
 
+def batch_baseline(
+    weights: Tensor,
+    episode: Tensor,
+    episode_step: Tensor,
+    valid: Tensor,
+    leave_out: bool,
+    per_step: bool,
+    size: int | None = None,
+) -> Tensor:
+    """Mean weight of a batch's episodes, or of a row's *other* episodes, as each row's baseline.
+
+    Args:
+        weights: ``[T, B]`` of whole episodes.
+        episode, episode_step: ``[T, B]`` integers, number of the episode and step inside it.
+        valid: ``[T, B]`` bool; rows outside get 0.
+        leave_out: mean over the other episodes, which the row's own actions did not touch.
+        per_step: one mean for each step of an episode, one that has ended counting 0; otherwise
+            one mean of the first steps' weights for all.
+        size: episodes of a batch, taken in the order of their numbers; by default all.
+
+    Returns:
+        ``[T, B]``, in units of the weights.
+
+    Raises:
+        ValueError: if the episodes do not fill batches of ``size``, or one is left out of one.
+
+    Eq: 6.5, 6.6. Source: Williams 1992 (mean); Kool et al. 2019 (leave-one-out).
+    """
+    _, column = episode[valid].unique(return_inverse=True)  # type: ignore[no-untyped-call]
+    row, n_episodes = episode_step[valid], int(column.max()) + 1
+    size = size or n_episodes
+    if n_episodes % size:
+        raise ValueError(f"{n_episodes} episodes do not fill batches of {size}")
+    by_time = weights.new_zeros(int(row.max()) + 1, n_episodes)
+    by_time[row, column] = weights[valid]
+    batches = by_time.view(len(by_time), -1, size)
+    if not per_step:
+        batches = batches[:1].expand_as(batches)
+    if leave_out:
+        means = leave_one_out(batches)
+    else:
+        means = batches.mean(-1, keepdim=True).expand_as(batches)
+    baseline = torch.zeros_like(weights)
+    baseline[valid] = means.reshape(by_time.shape)[row, column]
+    return baseline
+
+
 def standardize(x: Tensor, valid: Tensor, epsilon: float = 1e-8) -> Tensor:
     """(x - mean) / (std + epsilon) over the valid rows.
 
