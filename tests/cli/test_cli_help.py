@@ -15,7 +15,8 @@ import pytest
 import upslope
 from upslope.config import CONFIGS
 
-COMMANDS = ["", "train", "eval", "play", "envs"]
+COMMANDS = ["", "train", "eval", "play", "doctor", "lab", "envs"]
+LAB = ["lab estimators", "lab gradient", "lab ladder"]
 
 
 def processor_seconds(code: str) -> tuple[float, str]:
@@ -29,7 +30,7 @@ def processor_seconds(code: str) -> tuple[float, str]:
 
 
 class TestHelp:
-    @pytest.mark.parametrize("command", COMMANDS)
+    @pytest.mark.parametrize("command", [*COMMANDS, *LAB])
     def test_is_instant_and_needs_no_torch(self, command: str) -> None:
         arguments = [*command.split(), "--help"]
         code = (

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ from upslope.lab.estimators import Steps
 from upslope.lab.problems import Problem, find_problem
 from upslope.lab.roster import Contender, roster
 from upslope.lab.statistics import Findings, examine
-from upslope.lab.workers import Tell, side_by_side
+from upslope.lab.workers import Tell, run_all
 from upslope.policies.actor_critic import ActorCritic
 from upslope.rollout import collect, evaluate_rollout
 from upslope.seeding import SeedTree
@@ -67,11 +67,22 @@ def study_all(names: Sequence[str], batches: int, seed: int, jobs: int, tell: Te
         jobs: processes.
         tell: called after each of the ``PARTS`` of each problem.
     """
-    tasks = [(name, batches, seed, LEVEL / len(names)) for name in names]
-    return [row for rows in side_by_side(_study, tasks, jobs, tell) for row in rows]
+    tasks = [Task(name, batches, seed, LEVEL / len(names)) for name in names]
+    found: dict[int, list[Row]] = {}
+    run_all(_study, tasks, jobs, lambda _, told: tell(told), found.__setitem__)
+    return [row for i in range(len(tasks)) for row in found[i]]
 
 
-def _study(task: tuple[str, int, int, float], tell: Tell) -> list[Row]:
+class Task(NamedTuple):
+    """The study of one problem."""
+
+    name: str
+    batches: int
+    seed: int
+    level: float
+
+
+def _study(task: Task, tell: Tell) -> list[Row]:
     name, batches, seed, level = task
     return study(find_problem(name), batches, seed, level, lambda: tell(name))
 
