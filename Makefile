@@ -26,7 +26,7 @@ unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help train setup setup-dev test test-all docs lint format types clean distclean
+.PHONY: help train setup setup-dev test test-all docs figures lint format types clean distclean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -43,6 +43,10 @@ test-all: lint types ## the same with the long statistical, crash and fuzz suite
 docs: $(DEV) ## the documentation as a site that needs no network, in site/index.html
 	OMP_NUM_THREADS=1 NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 	@echo "site/index.html"
+
+figures: $(DEV) ## the figures of the theory pages, each by the command that its page names
+	for script in docs/figures/[0-9]*.py; do \
+	  echo "$$script"; OMP_NUM_THREADS=1 $(BIN)/python $$script || exit 1; done
 
 lint: $(DEV) ## ruff: rules and formatting, changing nothing
 	$(BIN)/ruff check .

@@ -21,7 +21,9 @@ from docs_equations import (
 )
 
 ROOT = Path(__file__).parent.parent.parent
-THEORY = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "docs/theory").glob("*.md")}
+THEORY = {
+    path.name: path.read_text(encoding="utf-8") for path in (ROOT / "docs/theory").glob("*.md")
+}
 DOCSTRINGS = docstrings_of(ROOT / "src")
 EQUATIONS, FORM = read_pages(THEORY)
 

@@ -32,7 +32,7 @@ EPISODES = 48  # of one batch, the unit of the tests: its mean is close to norma
 STAGE_TWO = 4  # times the data of the first stage
 PARTS = 1 + STAGE_TWO  # of the work on one problem
 LEVEL = 0.01  # 1 minus the confidence of all intervals together
-COPIES = 512  # environments side by side
+COPIES = 256  # environments side by side
 LEARNED_FROM = 30  # episodes that the learned V has seen
 
 
