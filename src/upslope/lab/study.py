@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from upslope.envs.find import find_environment
-from upslope.envs.make import make_environments
+from upslope.envs.engines import VectorEngine
+from upslope.envs.episodes import Environments
+from upslope.envs.tabular import MDP
 from upslope.envs.tabular_vector import TabularVectorEnv
 from upslope.lab.estimators import Steps
 from upslope.lab.problems import Problem, find_problem
@@ -32,7 +33,7 @@ EPISODES = 48  # of one batch, the unit of the tests: its mean is close to norma
 STAGE_TWO = 4  # times the data of the first stage
 PARTS = 1 + STAGE_TWO  # of the work on one problem
 LEVEL = 0.01  # 1 minus the confidence of all intervals together
-COPIES = 256  # environments side by side
+COPIES = 512  # environments side by side
 LEARNED_FROM = 30  # episodes that the learned V has seen
 
 
@@ -126,8 +127,7 @@ def sample(
 ) -> dict[str, Tensor]:
     """Mean gradients ``[batches, d]`` over batches of ``EPISODES`` episodes, by estimator."""
     n_episodes = batches * EPISODES
-    vector = TabularVectorEnv(problem.mdp, min(COPIES, n_episodes))
-    envs = make_environments(find_environment(vector), seed=seed)
+    envs = environments(problem.mdp, min(COPIES, n_episodes), seed)
     rollout = collect(envs, policy, n_episodes=n_episodes)
     evaluated = evaluate_rollout(policy, rollout)
     states = Steps.of(policy, rollout, evaluated, problem.gamma)
@@ -145,10 +145,8 @@ def sample(
 def learned_values(problem: Problem, seed: int) -> Tensor:
     """V ``[S]`` that fits best the returns of other episodes: Eq. 7.3 solved over tables."""
     policy = problem.policy()
-    vector = TabularVectorEnv(problem.mdp, LEARNED_FROM)
-    envs = make_environments(
-        find_environment(vector), seed=SeedTree(seed).integer("learned values", 0)
-    )
+    number = SeedTree(seed).integer("learned values", 0)
+    envs = environments(problem.mdp, LEARNED_FROM, number)
     rollout = collect(envs, policy, n_episodes=LEARNED_FROM)
     evaluated = evaluate_rollout(policy, rollout)
     returns = reward_to_go(rollout.rewards, rollout.boundary, problem.gamma)
@@ -156,3 +154,9 @@ def learned_values(problem: Problem, seed: int) -> Tensor:
     count = torch.bincount(state, minlength=problem.mdp.n_states)
     total = torch.zeros(problem.mdp.n_states, dtype=torch.float64)
     return total.index_add(0, state, returns[rollout.valid]) / count.clamp(min=1)
+
+
+def environments(mdp: MDP, copies: int, seed: int) -> Environments:
+    """Copies of a process on an engine; our own vector needs no probe, its tests are one."""
+    vector = TabularVectorEnv(mdp, copies)
+    return Environments(VectorEngine(lambda _: vector, name="vector"), SeedTree(seed))
