@@ -26,7 +26,7 @@ DPI, WIDTH = 100, 9.6  # 960 pixels
 BLUE, RED, GREEN, YELLOW = "#4477AA", "#EE6677", "#228833", "#CCBB44"
 CYAN, PURPLE, GREY, INK = "#66CCEE", "#AA3377", "#BBBBBB", "#333333"
 
-STYLE = {
+STYLE: dict[Any, Any] = {
     "axes.axisbelow": True,
     "axes.edgecolor": INK,
     "axes.grid": True,
