@@ -84,7 +84,7 @@ class TestNames:
 
     def test_commands(self, refused: Callable[..., str]) -> None:
         assert "did you mean 'train'?" in refused("trian", "CartPole-v1")
-        assert "train, eval, play, doctor, envs" in refused("xyzzy")
+        assert "train, eval, play, doctor, lab, envs" in refused("xyzzy")
 
 
 class TestTypes:

@@ -16,6 +16,7 @@ import pytest
 import torch
 from docs_fences import commands, fences
 
+from upslope.cli.lab import COMMANDS as LAB_COMMANDS
 from upslope.cli.main import COMMANDS
 from upslope.cli.parser import settings_given
 from upslope.cli.train import parser as train_parser
@@ -75,6 +76,11 @@ def fault_of(command: str) -> str | None:
     algorithm = arguments[arguments.index("--algo") + 1] if "--algo" in arguments else "ppo"
     if algorithm not in CONFIGS:
         return f"no algorithm {algorithm!r}"
+    if name == "lab":
+        command, *arguments = arguments or [""]
+        if command not in LAB_COMMANDS:
+            return f"no command {command!r} of the lab"
+        name = f"lab_{command}"
     module = import_module(f"upslope.cli.{name}")
     try:
         parser = train_parser(algorithm) if name == "train" else module.parser()
