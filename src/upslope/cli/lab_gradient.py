@@ -129,8 +129,8 @@ def _of_the_run(study: GradientStudy) -> list[str]:
         return [f"Noise scale: none, {own.name} is 0 in every episode. {taken}."]
     if not own.is_decided:
         return [
-            f"Noise scale: {_scale(own)} episodes, for {own.name}{scaled}, this run's estimator: "
-            f"{study.episodes} episodes do not tell its gradient from 0. {taken}."
+            f"Noise scale: {_scale(own)}, in episodes, for {own.name}{scaled}, this run's "
+            f"estimator: {study.episodes} episodes do not tell its gradient from 0. {taken}."
         ]
     steps = (own.batch_episodes or 0) * study.mean_length
     ratio = own.noise_scale.value / batch
