@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import json
 import os
 import signal
@@ -118,3 +119,15 @@ def members_of(group: int) -> list[int]:
             if int(fields[2]) == group and fields[0] != "Z":
                 found.append(int(entry.name))
     return found
+
+
+def test_a_missing_extra_is_said_before_anything_is_measured(
+    tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "matplotlib" else real(name)
+    )
+    monkeypatch.setattr("upslope.lab.study.study_all", None)  # nothing is called
+    assert main([*SMALL, "--out", str(tmp_path)]) == 2
+    assert "pip install 'upslope[plots]'" in capsys.readouterr().err

@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from upslope.cli.lab_out import output_folder
 from upslope.cli.parser import Parser, whole_number
-from upslope.errors import ConfigError
 
 BATCHES = 150  # of the first stage
 
@@ -52,7 +52,7 @@ def run(arguments: Sequence[str]) -> int:
     names = list(dict.fromkeys(asked.mdp or PROBLEMS))
     for name in names:
         find_problem(name)
-    out = None if asked.out is None else writable(asked.out)
+    out = None if asked.out is None else output_folder(asked.out, "estimators.png")
     with _bar(len(names) * PARTS, quiet=asked.json) as progress:
         rows = study_all(names, asked.batches, asked.seed, asked.jobs, progress)
     result = {
@@ -71,21 +71,6 @@ def run(arguments: Sequence[str]) -> int:
     return 0
 
 
-def writable(path: str) -> Path:
-    """Return the directory, made if need be.
-
-    Raises:
-        ConfigError: if it cannot be made.
-    """
-    folder = Path(path)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        reason = error.strerror or error
-        raise ConfigError(f"--out {path} cannot be made: {reason}; name a folder") from error
-    return folder
-
-
 def _write(
     out: Path, result: dict[str, Any], rows: Sequence[Any], asked: argparse.Namespace
 ) -> None:
@@ -96,15 +81,8 @@ def _write(
         writer = csv.DictWriter(file, list(result["estimators"][0]))
         writer.writeheader()
         writer.writerows(result["estimators"])
-    try:
-        figure(
-            rows, out / "estimators.png", f"Estimators of the policy gradient, seed {asked.seed}"
-        )
-    except ImportError:
-        raise ConfigError(
-            "the figure needs matplotlib: run pip install 'upslope[plots]' "
-            f"({out}/estimators.json and .csv are written)"
-        ) from None
+    title = f"Estimators of the policy gradient, seed {asked.seed}"
+    figure(rows, out / "estimators.png", title)
     if not asked.json:
         print(f"\nwritten  {out}/estimators.json, .csv, .png")
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from upslope.cli.eval import load_run
+from upslope.cli.lab_out import output_folder
 from upslope.cli.parser import Parser, whole_number
 from upslope.errors import ConfigError
 
@@ -56,12 +57,10 @@ def run(arguments: Sequence[str]) -> int:
     agent, path = load_run(asked.run, asked.env, **settings)
 
     from upslope.lab.gradient import measure
-    from upslope.lab.gradient_figure import require_matplotlib
 
     out = None
     if asked.out is not None:
-        require_matplotlib()
-        out = _folder(asked.out)
+        out = output_folder(asked.out, "gradient.png")
     with _bar(quiet=asked.json) as progress:
         study = measure(agent, asked.episodes, asked.seed, progress)
     result = {"model": str(path), **study.to_json(), "findings": findings(study)}
@@ -255,16 +254,6 @@ def _percent(x: Estimate) -> str:
 def _plain(x: float) -> str:
     """Three digits at most, without an exponent where people would not write one."""
     return f"{x:,.0f}" if 100 <= abs(x) < 1e7 else f"{x:.3g}"
-
-
-def _folder(path: str) -> Path:
-    folder = Path(path)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        reason = error.strerror or error
-        raise ConfigError(f"--out {path} cannot be made: {reason}; name a folder") from error
-    return folder
 
 
 def _write(out: Path, study: GradientStudy, result: dict[str, Any]) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from upslope.cli.lab_out import require_matplotlib
 from upslope.cli.parser import Parser, pair, whole_number
 from upslope.errors import ConfigError
 
@@ -51,11 +52,10 @@ def run(arguments: Sequence[str]) -> int:
     out = None if asked.out is None else Path(asked.out)
 
     from upslope.lab.ladder import climb
-    from upslope.lab.ladder_figure import require_matplotlib
     from upslope.lab.ladder_findings import findings
 
     if out is not None:
-        require_matplotlib()
+        require_matplotlib("ladder.png")
     with _progress(quiet=asked.json) as progress:
         ladder = climb(
             asked.env,

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from upslope.errors import ConfigError
 from upslope.lab.gradient_study import MARGIN, GradientStudy, Measured
 from upslope.lab.noise import Estimate
 
@@ -20,16 +18,6 @@ OWN, OTHER, PALE = "#117733", "#332288", "#b8b8b8"
 TITLE: dict[str, Any] = {"fontsize": 9.5, "loc": "left", "color": "#444444"}
 NOTE: dict[str, Any] = {"fontsize": 8.5, "color": "#777777"}
 LINE: dict[str, Any] = {"color": "#882255", "linewidth": 1.1, "linestyle": (0, (4, 2)), "zorder": 1}
-
-
-def require_matplotlib() -> None:
-    """Raise unless the figure can be drawn, before anything is measured for it.
-
-    Raises:
-        ConfigError: with the command that installs what is missing.
-    """
-    if importlib.util.find_spec("matplotlib") is None:
-        raise ConfigError("drawing gradient.png needs matplotlib: run pip install 'upslope[plots]'")
 
 
 def save_figure(study: GradientStudy, path: Path) -> None:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from upslope.errors import ConfigError
 from upslope.lab.ladder import Ladder
 from upslope.lab.ladder_runs import point_steps
 
@@ -23,16 +21,6 @@ COLORS = (
 EPISODES = (0, (5, 1.5))  # the dashes of rungs that collect whole episodes
 TITLE: dict[str, Any] = {"fontsize": 9.5, "loc": "left", "color": "#444444"}
 LABEL_GAP = 0.052  # least distance of two labels, as a share of the axis
-
-
-def require_matplotlib() -> None:
-    """Raise unless the figure can be drawn, before anything is trained for it.
-
-    Raises:
-        ConfigError: with the command that installs what is missing.
-    """
-    if importlib.util.find_spec("matplotlib") is None:
-        raise ConfigError("drawing ladder.png needs matplotlib: run pip install 'upslope[plots]'")
 
 
 def save_figure(ladder: Ladder, path: Path) -> None:

@@ -68,11 +68,7 @@ def _cells(row: Row) -> list[str]:
 
 
 def figure(rows: Sequence[Row], path: Path, title: str) -> None:
-    """Draw bias with its interval beside variance, one pair of panels a process, as a PNG.
-
-    Raises:
-        ImportError: without matplotlib.
-    """
+    """Draw bias with its interval beside variance, one pair of panels a process, as a PNG."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
