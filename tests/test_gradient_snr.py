@@ -544,28 +544,48 @@ class TestNothingMoves:
 
 class TestInterval:
     @pytest.mark.parametrize(
-        ("algorithm", "every"),
-        [("reinforce", 27), ("vpg", 3), ("a2c", 26), ("npg", 2), ("trpo", 2), ("ppo", 2)],
+        ("algorithm", "every", "eager", "measured"),
+        [
+            ("reinforce", 41, 41, None),  # eager in any case; iterations depend on the episodes
+            ("vpg", 5, 3, 9),
+            ("a2c", 67, 39, 34),
+            ("npg", 4, 2, 12),
+            ("trpo", 4, 2, 12),
+            ("ppo", 3, 2, 16),
+        ],
     )
-    def test_of_the_defaults(self, algorithm: str, every: int) -> None:
-        """Those whose cost bench/lab/snr_cost.csv holds; a run of 100,000 steps gets some rows."""
+    def test_of_the_defaults(
+        self, algorithm: str, every: int, eager: int, measured: int | None
+    ) -> None:
+        """Steps that cost less allow fewer measurements; a run of 100,000 steps gets some rows."""
         config = CONFIGS[algorithm]().resolve(8)
         assert interval(config) == every
+        assert interval(dataclasses.replace(config, compile="never")) == eager
         agent = make(algorithm, n_envs=8, log_interval=None)
         agent.training.plan(100_000)
-        if algorithm != "reinforce":  # whose iterations depend on the episodes
+        if measured is not None:
             planned = 100_000 // config.steps_per_iteration(500)
-            assert planned // agent.training.snr_every >= 10
+            assert planned // agent.training.snr_every == measured
 
     def test_by_hand(self) -> None:
-        """4 units and an iteration's overhead against evaluating, 5 steps and a joint step."""
+        """4 units and their overhead against an iteration's, 5 steps and a joint step."""
         config = CONFIGS["a2c"]().resolve(8)
-        assert interval(config) == math.ceil((4 + 1) / (4 + 0.1 * 5 + 2) / 0.03)
+        assert interval(config) == math.ceil((4 + 1) / (2 + 0.06 * 5 + 0.1 * 2) / 0.03)
+        eager = dataclasses.replace(config, compile="never")
+        assert interval(eager) == math.ceil((4 + 1) / (2 + 0.06 * 5 + 2) / 0.03)
+        # 15 products with the Fisher matrix are never replayed; 10 x 16 steps of the critic are
+        natural = CONFIGS["npg"]().resolve(8)
+        calls = 2 + 0.06 * 256 + 15 + 0.1 * 160
+        assert interval(natural) == math.ceil((4 + 1) / calls / 0.03)
         # 4 sequences of 512 steps: acting in them 6, evaluating 2, and 4 joint steps of 6
         remembering = CONFIGS["ppo"](memory="gru", n_steps=512, n_epochs=1).resolve(4)
         assert interval(remembering) == math.ceil(4 * 3 / (6 + 2 + 4 * 6) / 0.03)
-        # PPO's rows: the actor's three passes against acting 1, evaluating 2 and 10 times 6
-        assert interval(CONFIGS["ppo"]().resolve(8)) == math.ceil(3 / (1 + 2 + 60) / 0.03)
+        # PPO's rows: the actor's three passes against acting 1, evaluating 2 and once 6
+        once = CONFIGS["ppo"](n_epochs=1).resolve(8)
+        assert interval(once) == math.ceil(3 / (1 + 2 + 6) / 0.03)
+        # of ten epochs the calls are dearer: 256 steps of 8 environments, 10 x 32 joint steps
+        calls = 2 + 0.06 * 256 + 0.1 * 2 * 320
+        assert interval(CONFIGS["ppo"]().resolve(8)) == math.ceil((4 + 1) / calls / 0.03)
 
     @pytest.mark.parametrize(
         ("algorithm", "less", "more"),
@@ -577,8 +597,15 @@ class TestInterval:
             ("npg", {"cg_max_steps": 1, "n_critic_updates": 1}, {"n_critic_updates": 1}),
             ("trpo", {"n_critic_updates": 1}, {"n_critic_updates": 10}),
             ("reinforce", {}, {"baseline": "value"}),
-            ("reinforce", {"memory": "gru"}, {}),
-            ("a2c", {"memory": "lstm"}, {}),
+            # long enough that the networks' time counts, not what each call costs
+            ("reinforce", {"memory": "gru", "batch_episodes": 512}, {"batch_episodes": 512}),
+            ("a2c", {"memory": "lstm", "n_steps": 128}, {"n_steps": 128}),
+            *(
+                (algorithm, {}, {"compile": "never"})
+                for algorithm in CONFIGS
+                if algorithm[0] != "r"
+            ),
+            ("reinforce", {"baseline": "value"}, {"baseline": "value", "compile": "never"}),
             ("ppo", {"batch_size": 2048, "n_epochs": 4}, {"batch_size": 64, "n_epochs": 4}),
         ],
     )
@@ -603,10 +630,10 @@ class TestInterval:
         agents = [make("a2c", log_interval=None, n_envs=8) for _ in range(2)]
         for agent in agents:
             agent.training.plan(200_000)
-        assert agents[0].training.snr_every == agents[1].training.snr_every == 50
+        assert agents[0].training.snr_every == agents[1].training.snr_every == 75
         assert agents[0].training.log_every == 25
         agents[0].training.plan(2_000_000)  # extended: the first plan stays
-        assert agents[0].training.snr_every == 50
+        assert agents[0].training.snr_every == 75
 
     def test_an_extended_run_is_the_longer_run(self) -> None:
         found = []
@@ -638,7 +665,7 @@ class TestInterval:
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of 30 iterations that wrote a row for every second one."""
     path = tmp_path_factory.mktemp("snr") / "run"
-    shape = {"n_envs": 8, "n_steps": 32, "batch_size": 32, "n_epochs": 1}
+    shape = {"n_envs": 8, "n_steps": 32, "batch_size": 32, "n_epochs": 8}
     make("ppo", run_dir=path, **(shape | {"log_interval": 2})).learn(256 * 30)
     return path
 

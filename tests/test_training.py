@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import importlib.util
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,13 @@ import pytest
 import torch
 
 import upslope
+from upslope.cli.main import main
 from upslope.config import CONFIGS
+from upslope.envs import make as envs_make
 from upslope.errors import ConfigError
 from upslope.runs.directory import CLOCKS
 from upslope.runs.model_file import read_model
-from upslope.training import Event
+from upslope.training import THREADED_WORK, Event, threads_of, worthwhile_threads
 
 needs_envpool = pytest.mark.skipif(
     importlib.util.find_spec("envpool") is None, reason="envpool is not installed"
@@ -393,6 +396,8 @@ class TestMetrics:
 
     def test_phases_add_up(self) -> None:
         agent = ppo("CartPole-v1")
+        agent.training.plan(2000)
+        agent.training.snr_every = 2
         agent.learn(2000)
         phases = agent.training.phase_seconds()
         steps = {"environment", "acting", "evaluate", "update", "logging"}
@@ -451,12 +456,119 @@ class TestSeeds:
         silent = ppo("CartPole-v1", seed=3).learn(1000)
         assert torch.equal(weights(written), weights(silent))
 
-    def test_the_number_of_threads_moves_nothing(self) -> None:
-        before, runs = torch.get_num_threads(), []
-        try:
-            for threads in (1, 2):
-                torch.set_num_threads(threads)
-                runs.append(weights(ppo("CartPole-v1", seed=3).learn(600)))
-        finally:
-            torch.set_num_threads(before)
+    @pytest.mark.usefixtures("two_torch_threads")
+    def test_torchs_number_of_threads_moves_nothing_where_one_is_taken(self) -> None:
+        runs = []
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            runs.append(weights(ppo("CartPole-v1", seed=3).learn(600)))
         assert torch.equal(*runs)
+
+
+@pytest.fixture
+def two_torch_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("two_torch_threads")
+class TestThreads:
+    """As many as are asked for, else one where rows times weights of a step are few."""
+
+    def test_follow_the_rows_times_the_weights(self) -> None:
+        policy = ppo("CartPole-v1").policy
+        n_weights = sum(parameter.numel() for parameter in policy.parameters())
+        assert n_weights == (4 * 16 + 16) * 2 + (16 * 2 + 2) + (16 + 1)
+        most = -(-THREADED_WORK // n_weights)
+        assert worthwhile_threads(most - 1, policy) == 1
+        assert worthwhile_threads(most, policy) == 2, "torch's own number"
+
+    def test_are_those_of_one_gradient_step(self) -> None:
+        """Neither the rollout's rows nor the passes over it count: a minibatch's do."""
+        wide = {"net_arch": (256, 256), "n_envs": 8, "n_steps": 1024, "max_episode_steps": 16}
+        narrow = ppo("CartPole-v1", **(wide | {"batch_size": 32}))
+        assert threads_of(narrow.config, narrow.policy) == 1
+        whole = ppo("CartPole-v1", **(wide | {"batch_size": 8192}))
+        assert threads_of(whole.config, whole.policy) == 2
+
+    @pytest.mark.parametrize(("asked", "taken"), [(None, 1), (1, 1), (3, 3)])
+    def test_of_a_run_are_said_taken_and_put_back(
+        self, asked: int | None, taken: int, tmp_path: Path
+    ) -> None:
+        seen = []
+        agent = ppo("CartPole-v1", threads=asked, run_dir=tmp_path / "run")
+        agent.learn(256, callback=lambda _: seen.append(torch.get_num_threads()) or True)
+        assert (set(seen), torch.get_num_threads()) == ({taken}, 2)
+        said = json.loads((tmp_path / "run/config.json").read_text())
+        assert (said["torch_threads"], said["settings"]["threads"]) == (taken, asked)
+
+    def test_are_put_back_after_a_failure(self) -> None:
+        seen = []
+
+        def fail(event: Event) -> bool:
+            seen.append(torch.get_num_threads())
+            raise ZeroDivisionError
+
+        with pytest.raises(ZeroDivisionError):
+            ppo("CartPole-v1").learn(256, callback=fail)
+        assert (seen, torch.get_num_threads()) == ([1], 2)
+
+    def test_of_the_command_line(self, tmp_path: Path) -> None:
+        short = ["-n", "256", "--n-envs", "8", "--preset", "none", "--episodes", "0", "--quiet"]
+        run = tmp_path / "run"
+        assert main(["train", "CartPole-v1", *short, "--threads", "3", "--run-dir", str(run)]) == 0
+        assert json.loads((run / "config.json").read_text())["torch_threads"] == 3
+
+    @pytest.mark.parametrize("wrong", [0, -1, 1025, 1.5])
+    def test_must_be_a_number_of_them(self, wrong: Any) -> None:
+        with pytest.raises(ConfigError, match="threads"):
+            ppo("CartPole-v1", threads=wrong)
+
+    @pytest.mark.envpool
+    @needs_envpool
+    @pytest.mark.parametrize(
+        ("n_envs", "processors", "asked", "taken"),
+        [
+            (8, 4, None, 1),
+            (47, 4, None, 2),
+            (48, 4, None, 3),
+            (1000, 4, None, 4),
+            (48, 2, None, 2),
+            (8, 4, 5, 5),
+            (1000, 4, 1, 1),
+        ],
+    )
+    def test_of_envpool(
+        self,
+        n_envs: int,
+        processors: int,
+        asked: int | None,
+        taken: int,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """One for 16 environments, as far as processors go that this process is bound to."""
+        import envpool
+
+        seen = []
+
+        class Made(Exception):
+            pass
+
+        def note(task: str, num_threads: int, **_: Any) -> None:
+            seen.append(num_threads)
+            raise Made
+
+        monkeypatch.setattr(envpool, "make_gymnasium", note)
+        monkeypatch.setattr(envs_make.os, "sched_getaffinity", lambda _: set(range(processors)))
+        monkeypatch.setenv("OMP_NUM_THREADS", "1")
+        with pytest.raises(Made):
+            ppo("CartPole-v1", n_envs=n_envs, vec="envpool", threads=asked)
+        assert seen == [taken]
+
+    def test_without_affinity_processors_are_counted(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.delattr(envs_make.os, "sched_getaffinity", raising=False)
+        for counted, usable in ((7, 7), (None, 1)):
+            monkeypatch.setattr(envs_make.os, "cpu_count", lambda counted=counted: counted)
+            assert envs_make.usable_processors() == usable

@@ -5,7 +5,7 @@ Names are imported when first used, so that ``import upslope`` and ``upslope --h
 
 from __future__ import annotations
 
-from importlib import import_module, metadata
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from upslope.rollout import Rollout, collect, evaluate_rollout
     from upslope.training import Event
 
-__version__ = metadata.version("upslope")
+    __version__: str
 
 __all__ = [
     "A2C",
@@ -100,11 +100,18 @@ _HOME = {
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("policies", "theory"):
-        return import_module(f"upslope.{name}")
-    if name not in _HOME:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("upslope")
+    if name not in (*_HOME, "policies", "theory"):
         raise AttributeError(f"module 'upslope' has no attribute {name!r}")
-    return getattr(import_module(f"upslope.{_HOME[name]}"), name)
+    from upslope.imports import without_collections
+
+    with without_collections():
+        if name not in _HOME:
+            return import_module(f"upslope.{name}")
+        return getattr(import_module(f"upslope.{_HOME[name]}"), name)
 
 
 def __dir__() -> list[str]:

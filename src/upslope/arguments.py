@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,6 +19,8 @@ from upslope.policies.encoders import FeaturesFactory
 from upslope.spaces import MASK_KEY, choice_sizes
 from upslope.trees import Tree
 
+log = logging.getLogger("upslope")
+
 
 def make_config(
     algorithm: str, source: Source, wanted: str | None, settings: dict[str, Any]
@@ -30,11 +33,18 @@ def make_config(
     try:
         return CONFIGS[algorithm].from_settings(tuned | settings | taken)
     except ConfigError as error:
-        if not tuned or "batch_size" in settings or "batch_size" not in str(error):
+        if "batch_size" not in tuned or "batch_size" in settings or "batch_size" not in str(error):
             raise
-        raise ConfigError(
-            f"{error}; the preset of {source.id} set it, and preset=none (--preset none) leaves it"
-        ) from None
+    # The preset's minibatches belong to its rollouts; smaller ones were asked for.
+    own = tuned.pop("batch_size")
+    config = CONFIGS[algorithm].from_settings(tuned | settings | taken)
+    log.info(
+        "batch_size=%d of the preset of %s is more than a rollout has: it is %d now",
+        own,
+        source.id,
+        getattr(config, "batch_size", 0),
+    )
+    return config
 
 
 def env_and_policy(

@@ -151,8 +151,9 @@ class Kind(NamedTuple):
 
 JOINT, ACTOR, CRITIC, FISHER = Kind(2, 6), Kind(2, 3), Kind(1, 3), Kind(1, 2)
 UNIT = Kind(1, 3)
-ACTING = 0.1  # calls that a step of the environments and of the policy in them takes, at least
-ONCE = 4.0  # calls of an iteration besides: evaluating, weighing, records
+REPLAYED = 0.1  # of a gradient step's calls, where an engine other than the eager one takes it
+ACTING = 0.06  # calls that a step of the environments and of the policy in them takes, at least
+ONCE = 2.0  # calls of an iteration besides: evaluating, weighing, records
 
 
 def interval(config: Config) -> int:
@@ -183,7 +184,7 @@ def _measuring(config: Config) -> Work:
         columns, stretches = _cut(config.rollout_steps or 1, n_envs, has_memory)
         n_units = n_envs // columns * stretches
     along = n_units * UNIT.passes if has_memory else 0.0
-    return Work(ONCE / 4 + n_units * UNIT.calls, passes * UNIT.passes, along)
+    return Work(1.0 + n_units * UNIT.calls, passes * UNIT.passes, along)
 
 
 def _iterating(config: Config) -> Work:
@@ -196,8 +197,11 @@ def _iterating(config: Config) -> Work:
     time = 2 * UNIT.passes + networks
     for kind, count, epochs in _gradient_steps(config):
         passes = min(kind.passes, networks * UNIT.passes)
+        is_eager = config.compile == "never" or config.memory != "none" or kind is FISHER
+        is_eager |= config.rollout_steps is None and kind is ACTOR
+        price = 1.0 if is_eager else REPLAYED
         calls, rows, time = (
-            calls + count * kind.calls,
+            calls + count * kind.calls * price,
             rows + epochs * passes,
             time + count * passes,
         )

@@ -22,9 +22,10 @@ class Notices:
 
     def look(self, rollout: Rollout, recent: Sequence[Episode], is_normalised: bool) -> None:
         """Look at a rollout and the last finished episodes; ``is_normalised`` are the rewards."""
-        nonzero = rollout.rewards[rollout.valid & (rollout.rewards != 0)].abs()
-        self._any_reward |= len(nonzero) > 0
-        size = float(nonzero.mean()) if len(nonzero) else 1.0
+        rewards = rollout.rewards * rollout.valid
+        nonzero = int(rewards.count_nonzero())
+        self._any_reward |= nonzero > 0
+        size = float(rewards.abs().sum()) / nonzero if nonzero else 1.0
         if not is_normalised and not SMALL <= size <= LARGE:
             self._say(
                 "reward scale",

@@ -89,6 +89,8 @@ def outside(space: gym.Space[Any], obs: Tree, where: str = "observation") -> str
     if not isinstance(space, spaces.Box) or space.dtype == np.uint8:
         return None
     axes = tuple(range(obs.ndim - len(space.shape)))
+    if obs.size and (obs.min(axes) >= space.low).all() and (obs.max(axes) <= space.high).all():
+        return None
     with np.errstate(invalid="ignore"):  # infinite bounds have no distance
         low, high = space.low.astype(float), space.high.astype(float)
         below = low - obs.min(axes) - 1e-5 * np.abs(low) - 1e-6

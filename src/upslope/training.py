@@ -10,7 +10,7 @@ import contextlib
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,13 +23,14 @@ from upslope.envs.episodes import Environments, Episode
 from upslope.errors import NonFiniteError
 from upslope.gradient_quality import GradientQuality, interval
 from upslope.notices import Notices
+from upslope.optim.engines import planned_engine
 from upslope.policies.actor_critic import ActorCritic
 from upslope.rollout import EvaluatedRollout, Rollout, collect, evaluate_rollout
 from upslope.trees import flatten_time, take
 
 WINDOW = 100  # finished episodes that ep_rew_mean averages
 ASSUMED_EPISODE = 1000  # steps, where an environment states no limit
-THREADED_ROWS = 1000  # of a gradient step, from which a second torch thread pays
+THREADED_WORK = 8_000_000  # rows x weights of a gradient step, from which more threads pay
 ROWS_PER_RUN = 200  # of progress.csv, where log_interval is not given
 
 
@@ -70,6 +71,7 @@ class Training:
     seconds: dict[str, float] = field(default_factory=dict)
     notices: Notices = field(default_factory=Notices)
     quality: GradientQuality = field(init=False)
+    _recent_means: dict[str, float] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         self.quality = GradientQuality(by_row=self.config.rollout_steps is not None)
@@ -84,7 +86,7 @@ class Training:
                 iteration.
         """
         self.plan(total_timesteps)
-        with torch_threads(self.config.rows_per_step):
+        with torch_threads(threads_of(self.config, self.policy)):
             self._iterate(total_timesteps, on_iteration, agent)
 
     def _iterate(
@@ -127,6 +129,7 @@ class Training:
         """Count steps and finished episodes from 0; iterations go on, and with them the streams."""
         self.timesteps = self.episodes = 0
         self.recent.clear()
+        self._recent_means = {}
 
     def restart_environments(self) -> None:
         """Cut the running episodes and reseed: what a checkpoint does to every run."""
@@ -156,6 +159,14 @@ class Training:
         self.checkpoint_every = max(-(-planned // self.config.checkpoints), closest)
         self.log_every = self.config.log_interval or max(1, planned // ROWS_PER_RUN)
         self.snr_every = -(-interval(self.config) // self.log_every) * self.log_every
+        engine = planned_engine(self.config, planned)
+        for optimizer in self.learner.optimizers.values():
+            optimizer.engine = engine
+
+    @property
+    def gradient_step_engine(self) -> str:
+        """The engines that take the gradient steps, once the first iteration has tried them."""
+        return ", ".join(sorted({step.engine for step in self.learner.optimizers.values()}))
 
     def _warm_up(self) -> None:
         """Fill the normalisers before the first iteration; steps count, episodes are cut."""
@@ -213,27 +224,47 @@ class Training:
         if self.config.allowed_faults:
             metrics["rollout/env_faults"] = float(self.envs.faults)
         if self.recent:
-            returns = np.array([episode.ret for episode in self.recent])
-            metrics["rollout/ep_rew_mean"] = float(returns.mean())
-            metrics["rollout/ep_rew_std"] = float(returns.std())
-            metrics["rollout/ep_len_mean"] = float(np.mean([e.length for e in self.recent]))
-            for key in ("is_success", *self.envs.log_info):
-                values = [e.info[key] for e in self.recent if key in e.info]
-                if values:
-                    name = "success_rate" if key == "is_success" else key
-                    metrics[f"rollout/{name}"] = float(np.mean(values))
+            if rollout.episodes or not self._recent_means:
+                self._recent_means = recent_means(self.recent, self.envs.log_info)
+            metrics |= self._recent_means
         if self._measures_gradient(self.iteration):
             metrics["train/gradient_snr"] = self.quality.snr(metrics.get("rollout/ep_len_mean"))
         metrics |= {f"train/{name}": value for name, value in update.items()}
         return {tag: value for tag, value in metrics.items() if math.isfinite(value)}
 
 
+def recent_means(recent: Collection[Episode], log_info: Sequence[str]) -> dict[str, float]:
+    """Means over finished episodes, at least one, under their tags."""
+    returns = np.array([episode.ret for episode in recent])
+    means = {
+        "rollout/ep_rew_mean": float(returns.mean()),
+        "rollout/ep_rew_std": float(returns.std()),
+        "rollout/ep_len_mean": float(np.mean([episode.length for episode in recent])),
+    }
+    for key in ("is_success", *log_info):
+        values = [episode.info[key] for episode in recent if key in episode.info]
+        if values:
+            name = "success_rate" if key == "is_success" else key
+            means[f"rollout/{name}"] = float(np.mean(values))
+    return means
+
+
+def threads_of(config: Config, policy: ActorCritic) -> int:
+    """How many torch threads a run's gradient steps take: as asked, else what they are worth."""
+    return config.threads or worthwhile_threads(config.rows_per_step, policy)
+
+
+def worthwhile_threads(rows: int, policy: ActorCritic) -> int:
+    """One where a gradient of so many rows is too little work to share, else torch's number."""
+    weights = sum(parameter.numel() for parameter in policy.parameters())
+    return 1 if rows * weights < THREADED_WORK else torch.get_num_threads()
+
+
 @contextlib.contextmanager
-def torch_threads(rows_per_step: int) -> Iterator[None]:
-    """One torch thread where a gradient step reads fewer than 1,000 rows; more only cost there."""
+def torch_threads(number: int) -> Iterator[None]:
+    """Let torch use so many threads in the block."""
     before = torch.get_num_threads()
-    if rows_per_step < THREADED_ROWS:
-        torch.set_num_threads(1)
+    torch.set_num_threads(number)
     try:
         yield
     finally:
@@ -246,13 +277,16 @@ def undone_on_failure(policy: ActorCritic) -> Iterator[None]:
 
     An update may move the actor before its critic fails.
     """
-    before = [parameter.detach().clone() for parameter in policy.parameters()]
+    parameters = list(policy.held.parameters.values())
+    before = torch.cat([parameter.detach().reshape(-1) for parameter in parameters])
     try:
         yield
     except NonFiniteError:
+        at = 0
         with torch.no_grad():
-            for parameter, weights in zip(policy.parameters(), before, strict=True):
-                parameter.copy_(weights)
+            for parameter in parameters:
+                parameter.copy_(before[at : at + parameter.numel()].view_as(parameter))
+                at += parameter.numel()
         raise
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 Tree = Any  # array | tensor | dict[str, Tree] | tuple[Tree, ...]
 
@@ -55,11 +56,16 @@ def concatenate(trees: Sequence[Tree]) -> Tree:
 
 def to_torch(tree: Tree, device: torch.device) -> Tree:
     """Turn a numpy tree into tensors on ``device`` (without a copy on the CPU), dtypes kept."""
-    return map_tree(
-        lambda x: torch.from_numpy(np.require(x, requirements=["C", "W"])).to(device), tree
-    )
+    return map_tree(lambda x: _tensor(x).to(device), tree)
 
 
 def flatten_time(tree: Tree) -> Tree:
     """Merge the leading ``[T, B]`` of every leaf into one axis of ``T * B`` rows."""
     return map_tree(lambda x: x.reshape(-1, *x.shape[2:]), tree)
+
+
+def _tensor(array: NDArray[Any]) -> torch.Tensor:
+    flags = array.flags
+    if not (flags.c_contiguous and flags.writeable):
+        array = np.require(array, requirements=["C", "W"])
+    return torch.from_numpy(array)

@@ -282,7 +282,7 @@ class TestInjectedFaults:
 
         def begin(self: Environments, *given: Any) -> None:
             right(self, *given)
-            self._resetting[:] = False
+            self._valid = self._every
 
         monkeypatch.setattr(Environments, "_begin_next", begin)
         self.caught()

@@ -152,8 +152,8 @@ FAULTS = (
         "reset row counted",
         TABLE,
         "envs.episodes:Environments.step",
-        "valid = ~self._resetting if active is None else active & ~self._resetting",
-        "valid = np.ones(self.n_envs, bool) if active is None else active.copy()",
+        "valid = self._valid if active is None else active & self._valid",
+        "valid = self._every if active is None else active",
         ("same data: advantages", "sampled: sentinel"),
     ),
     Fault(

@@ -20,6 +20,7 @@ from upslope.theory.objectives import (
     entropy_bonus,
     masked_mean,
     policy_gradient_loss,
+    shares,
     value_loss,
 )
 
@@ -125,6 +126,8 @@ def test_entropy_bonus_and_masked_mean_by_hand() -> None:
     valid = columns([1, 1, 1], [1, 0, 1]).bool()
     close(entropy_bonus(x, valid), 5.0)
     close(masked_mean(x, valid), 5.0)
+    close(shares(x, valid).sum(), 1.0)
+    close(shares(x, torch.zeros_like(valid)).sum(), 0.0)
 
 
 @EXAMPLES
@@ -327,6 +330,11 @@ def test_expected_score_is_zero_and_stays_zero_times_any_baseline_of_the_state()
         per_sample[torch.arange(count), states] = gradient_of(loss, logits)
         z = per_sample.mean(0) / per_sample.std(0) * math.sqrt(count)
         assert (z.abs() < 4).all()
+
+
+def test_the_surrogate_hides_no_nan() -> None:
+    log_prob, ones = torch.tensor([math.nan, -0.1], dtype=F64), torch.ones(2, dtype=F64)
+    assert torch.isnan(clipped_surrogate_loss(log_prob, 0 * ones, ones, ones, 0.2))
 
 
 def test_every_public_function_is_named_here() -> None:

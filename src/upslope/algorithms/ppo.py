@@ -68,7 +68,8 @@ class Learner:
         minibatches = Minibatches.shuffled(
             rng, rollout.valid.shape, config.batch_size, config.n_epochs, policy.has_memory
         )
-        metrics = self.optimizers["all"].run(batch, minibatches, hyper, until=self._kl_is_too_large)
+        until = None if config.target_kl is None else self._kl_is_too_large
+        metrics = self.optimizers["all"].run(batch, minibatches, hyper, until)
         explained = explained_variance(evaluated.values, weighed.targets, rollout.valid)
         return metrics | hyper | {"explained_variance": float(explained)}
 
@@ -123,5 +124,5 @@ class Learner:
         return surrogate + config.vf_coef * critic - config.ent_coef * entropy, metrics
 
     def _kl_is_too_large(self, metrics: dict[str, Tensor]) -> bool:
-        target = self.config.target_kl
-        return target is not None and float(metrics["approx_kl"]) > 1.5 * target
+        assert self.config.target_kl is not None
+        return float(metrics["approx_kl"]) > 1.5 * self.config.target_kl

@@ -15,6 +15,7 @@ from upslope.cli.evaluation_bar import evaluation_bar
 from upslope.cli.parser import Parser, add_settings, finite_number, settings_given, whole_number
 from upslope.config import CONFIGS
 from upslope.errors import ConfigError, did_you_mean
+from upslope.imports import imports_of_a_command
 
 
 def parser(algorithm: str) -> Parser:
@@ -76,12 +77,13 @@ def run(arguments: Sequence[str]) -> int:
 
 def _train(asked: argparse.Namespace, algorithm: str, settings: dict[str, Any]) -> int:
     """Make everything, train, save, evaluate; whatever is wrong is said before the first step."""
-    from upslope.agent import AGENTS
-    from upslope.callbacks import EvalCallback, StopTrainingOnRewardThreshold
-    from upslope.cli.summary import train_summary
-    from upslope.config import preset_timesteps
-    from upslope.runs.directory import BEST_MODEL, RunDirectory, default_path, exit_code
-    from upslope.runs.live import LiveProgress
+    with imports_of_a_command():
+        from upslope.agent import AGENTS
+        from upslope.callbacks import EvalCallback, StopTrainingOnRewardThreshold
+        from upslope.cli.summary import train_summary
+        from upslope.config import preset_timesteps
+        from upslope.runs.directory import BEST_MODEL, RunDirectory, default_path, exit_code
+        from upslope.runs.live import LiveProgress
 
     wanted = settings.pop("preset", "auto")
     agent = AGENTS[algorithm](asked.env, preset=wanted, **settings)

@@ -248,9 +248,18 @@ class Config:
     device: str = setting("auto", "auto, cpu, cuda, cuda:N or mps", kind="text", group="run")
     compile: str = setting(
         "auto",
-        "engine of the gradient step; this version has the eager one",
+        "engine of the gradient step: never is eager, always compiled, auto what pays",
         kind="choice",
         choices=("auto", "always", "never"),
+        group="run",
+    )
+    threads: int | None = setting(
+        None,
+        "threads of torch while it trains, and of EnvPool (derived: docs, Speed)",
+        kind="int",
+        low=1,
+        high=1024,
+        optional=True,
         group="run",
     )
     checkpoints: int = setting(
@@ -348,6 +357,11 @@ class Config:
     @property
     def rows_per_step(self) -> int:
         """Rows that one gradient step reads, where that is known beforehand (else 1)."""
+        return 1
+
+    @property
+    def updates_per_iteration(self) -> int:
+        """Gradient steps that one iteration takes, where they are known beforehand (else 1)."""
         return 1
 
     def to_json(self) -> dict[str, Any]:

@@ -74,6 +74,11 @@ class PPOConfig(RolloutConfig):
     def rows_per_step(self) -> int:
         return self.batch_size
 
+    @property
+    def updates_per_iteration(self) -> int:
+        rows = (self.n_envs or 1) * (self.n_steps or 1)
+        return self.n_epochs * -(-rows // self.batch_size)
+
     def check_together(self) -> None:
         super().check_together()
         if (

@@ -83,6 +83,11 @@ class TrustRegionConfig(RolloutConfig):
         source="as in sb3-contrib's TRPO",
     )
 
+    @property
+    def updates_per_iteration(self) -> int:
+        rows = (self.n_envs or 1) * (self.n_steps or 1)
+        return self.n_critic_updates * -(-rows // self.batch_size)
+
 
 @dataclass(frozen=True, kw_only=True)
 class NPGConfig(TrustRegionConfig):

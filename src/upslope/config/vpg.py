@@ -61,3 +61,8 @@ class VPGConfig(RolloutConfig):
         high=100_000_000,
         source="as in sb3-contrib's TRPO",
     )
+
+    @property
+    def updates_per_iteration(self) -> int:
+        rows = (self.n_envs or 1) * (self.n_steps or 1)
+        return self.n_critic_updates * -(-rows // self.batch_size)

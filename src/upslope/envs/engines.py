@@ -94,6 +94,7 @@ class SyncEngine:
         self._rewards = np.zeros(self.n_envs)
         space = self.action_space  # a Box without axes wants an array and not a number
         self._is_number = isinstance(space, gym.spaces.Box) and space.shape == ()
+        self._is_plain = isinstance(space, gym.spaces.Box) and space.shape != ()
         self._terminated = np.zeros(self.n_envs, dtype=bool)
         self._truncated = np.zeros(self.n_envs, dtype=bool)
         self._batched_actions = gym.vector.utils.batch_space(self.action_space, self.n_envs)
@@ -112,7 +113,8 @@ class SyncEngine:
     def step(self, actions: Tree, active: NDArray[np.bool_] | None) -> EngineStep:
         infos: list[dict[str, Any]] = [{}] * self.n_envs
         self.faults = []
-        for i, action in enumerate(iterate(self._batched_actions, actions)):
+        each = actions if self._is_plain else iterate(self._batched_actions, actions)
+        for i, action in enumerate(each):
             if active is not None and not active[i]:
                 self._rewards[i], self._terminated[i], self._truncated[i] = 0.0, False, False
                 continue
@@ -166,6 +168,7 @@ class VectorEngine:
         name: the engine's name in config.json.
         seeds_episodes: a list of seeds and a ``reset_mask`` are honoured: one seed per episode.
         rebuild: make it anew at every seeded reset (EnvPool takes seeds at construction only).
+        n_envs: of the vector, where what ``make(None)`` returns only shows what it is like.
         spaces: of one environment, where those that the vector states are not to be used.
         ignored: Dict keys of observations to leave out, at any depth.
     """
@@ -177,13 +180,14 @@ class VectorEngine:
         name: str,
         seeds_episodes: bool = False,
         rebuild: bool = False,
+        n_envs: int | None = None,
         spaces: tuple[gym.Space[Any], gym.Space[Any]] | None = None,
         ignored: Sequence[str] = (),
     ) -> None:
         self._make, self._rebuild = make, rebuild
         self.name, self.seeds_episodes = name, seeds_episodes
         self.env = make(None)
-        self.n_envs = self.env.num_envs
+        self.n_envs = n_envs or self.env.num_envs
         if spaces is None:
             spaces = (self.env.single_observation_space, self.env.single_action_space)
         self.observation_space, self.action_space = without(spaces[0], ignored), spaces[1]

@@ -21,11 +21,12 @@ from upslope.envs.engines import Engine, allowed_now
 from upslope.envs.guard import EPISODE
 from upslope.errors import EnvironmentFaultError
 from upslope.seeding import SeedTree
-from upslope.spaces import choice_sizes
+from upslope.spaces import choice_sizes, mask_size
 from upslope.trees import Tree, map_tree, stack
 
 log = logging.getLogger("upslope")
 ENDLESS = 10_000
+_NONE = np.zeros(0, dtype=np.int64)
 
 
 class Episode(NamedTuple):
@@ -90,11 +91,13 @@ class Environments:
         self.episode_step = np.zeros(self.n_envs, dtype=np.int64)
         self.number = np.full(self.n_envs, -1)
         self._returns = np.zeros(self.n_envs)
-        self._resetting = np.zeros(self.n_envs, dtype=bool)
+        self._every = np.ones(self.n_envs, dtype=bool)
+        self._valid = self._every  # where the next step is a transition; else an engine resets
         self._active: NDArray[np.bool_] | None = None
         self._last = 0
         self._restart_is_due = True
         self._choices = np.cumsum([0, *choice_sizes(self.action_space)])[:-1]
+        self._is_masked = mask_size(self.action_space) > 0
         self._said_outside = False
         self.seconds = 0.0  # spent in the environments
 
@@ -139,21 +142,27 @@ class Environments:
         started = time.perf_counter()
         obs, rewards, terminated, truncated, infos = engine.step(actions, active)
         lost = self._take_faults() if engine.faults else ()
-        valid = ~self._resetting if active is None else active & ~self._resetting
+        valid = self._valid if active is None else active & self._valid
         if lost:
+            valid = valid.copy()
             valid[list(lost)] = False
-        rewards = np.where(valid, rewards, 0.0)
+        if valid is not self._every:
+            rewards = np.where(valid, rewards, 0.0)
         self._returns += rewards
         self.episode_step += valid
         done = terminated | truncated
-        ended = np.flatnonzero(done & valid)
-        self.obs, final_obs = obs, None
-        if len(ended):
-            final_obs = self._final_obs(obs, infos, ended)
-        finished = [self._finish(int(i), bool(terminated[i]), infos) for i in ended]
+        self.obs, final_obs, ended, finished = obs, None, _NONE, []
+        if lost or np.count_nonzero(done):
+            ended = np.flatnonzero(done & valid)
+            if len(ended):
+                final_obs = self._final_obs(obs, infos, ended)
+            finished = [self._finish(int(i), bool(terminated[i]), infos) for i in ended]
+            self._begin_next(done, ended, lost)
+        elif self._valid is not self._every:
+            self._valid = self._every
         row = Row(rewards, terminated, truncated, valid, ended, final_obs, lost)
-        self._begin_next(done, ended, lost)
-        self._find_mask()
+        if self._is_masked:
+            self._find_mask()
         self.seconds += time.perf_counter() - started
         if active is not None and self.episode_step.max() >= ENDLESS:
             raise EnvironmentFaultError(
@@ -177,7 +186,7 @@ class Environments:
     def _begin_everywhere(self, quota: int | None) -> None:
         """Start an episode in every slot; with a quota only that many, and the rest stay idle."""
         self._returns[:], self.episode_step[:] = 0.0, 0
-        self._resetting[:] = False
+        self._valid = self._every
         self._last = self.episodes_started + (self.n_envs if quota is None else quota)
         started = min(self.n_envs, self._last - self.episodes_started)
         self.number = np.full(self.n_envs, -1)
@@ -233,7 +242,7 @@ class Environments:
         for i in lost:
             self._returns[i], self.episode_step[i] = 0.0, 0
         if self.engine.autoreset is AutoresetMode.NEXT_STEP:
-            self._resetting = done
+            self._valid = ~done
         for i in (*ended, *lost):
             if self._active is None or self.episodes_started < self._last:
                 self.number[i] = self.episodes_started
@@ -277,7 +286,7 @@ class Environments:
         mask = np.array(mask)
         some = np.logical_or.reduceat(mask, self._choices, axis=1).all(1)
         if not some.all():  # which is right where no action is used
-            unused = self._resetting if self._active is None else self._resetting | ~self._active
+            unused = ~self._valid if self._active is None else ~(self._valid & self._active)
             mask[unused & ~some] = True
             some |= unused
         if not some.all():

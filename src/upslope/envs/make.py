@@ -51,6 +51,7 @@ def make_environments(
     allowed_faults: int = 0,
     strict_spaces: bool = False,
     max_buffer: float | None = None,
+    threads: int | None = None,
     accept: Accept | None = None,
 ) -> Environments:
     """Put environments of a source on an engine.
@@ -66,6 +67,8 @@ def make_environments(
         env_kwargs: for the environment's constructor.
         log_info: info scalars to keep with finished episodes.
         ignore_obs: Dict keys of observations to leave out, at any depth.
+        threads: of EnvPool; by default one for every 16 environments, as far as there are
+            processors that this process may use.
         allowed_faults, strict_spaces, max_buffer: see :class:`Environments`.
         accept: called with the spaces of one environment before any worker process starts; it
             raises where nobody could read them.
@@ -83,7 +86,9 @@ def make_environments(
             f"on_env_error=restart cannot make {source.name} anew, which was given ready made: "
             "give an id or a factory"
         )
-    engine = _make_engine(source, n_envs, vec, max_episode_steps, kwargs, tuple(ignore_obs), accept)
+    engine = _make_engine(
+        source, n_envs, vec, max_episode_steps, kwargs, tuple(ignore_obs), threads, accept
+    )
     if engine.name == "vector":
         rng = SeedTree(seed).generator("engine check")
         object.__setattr__(engine, "established", check_contract(engine, rng))
@@ -109,6 +114,7 @@ def environment_settings(config: Config, own: bool = True) -> dict[str, Any]:
         "allowed_faults": config.allowed_faults if own else 0,
         "strict_spaces": config.strict_spaces,
         "max_buffer": config.max_buffer,
+        "threads": config.threads,
     }
 
 
@@ -119,6 +125,7 @@ def _make_engine(
     limit: int | None,
     kwargs: dict[str, Any],
     ignored: tuple[str, ...],
+    threads: int | None,
     accept: Accept | None,
 ) -> Engine:
     instance = source.instance
@@ -152,7 +159,7 @@ def _make_engine(
     if kind == "native":
         return _native_engine(source, n, limit, kwargs)
     if kind == "envpool":
-        return _envpool_engine(source, n, limit)
+        return _envpool_engine(source, n, limit, threads)
 
     def make() -> gym.Env[Any, Any]:
         return source.plain_env(kwargs, limit)
@@ -198,6 +205,12 @@ def _choose(source: Source, n_envs: int, kwargs: Mapping[str, Any]) -> str:
     return "envpool" if known and importlib.util.find_spec("envpool") else "sync"
 
 
+def usable_processors() -> int:
+    """Processors that this process may use."""
+    bound = getattr(os, "sched_getaffinity", None)  # not on macOS
+    return len(bound(0)) if bound is not None else os.cpu_count() or 1
+
+
 def _leave_signals_to_the_parent() -> None:
     """In a worker: Ctrl-C on a terminal reaches all processes, and only the parent acts on it."""
     if multiprocessing.parent_process() is not None:
@@ -227,7 +240,7 @@ def _native_engine(source: Source, n: int, limit: int | None, kwargs: dict[str, 
     return VectorEngine(lambda _: vector, name="native")
 
 
-def _envpool_engine(source: Source, n: int, limit: int | None) -> Engine:
+def _envpool_engine(source: Source, n: int, limit: int | None, threads: int | None) -> Engine:
     if source.id is None:
         raise ConfigError(
             f"EnvPool knows registered ids only, not {source.name}: use --vec sync or --vec async"
@@ -251,14 +264,14 @@ def _envpool_engine(source: Source, n: int, limit: int | None) -> Engine:
         raise ConfigError("EnvPool stacks frames of Atari games only: use --vec sync or async")
     if task not in envpool.list_all_envs():
         raise ConfigError(f"EnvPool has no {task}: use --vec sync or --vec async")
-    threads = max(1, min(os.cpu_count() or 1, n // ENVS_PER_THREAD))
+    threads = threads or max(1, min(usable_processors(), n // ENVS_PER_THREAD))
 
     def make(seeds: Sequence[int] | None) -> VectorEnv[Any, Any, Any]:
-        seed = list(range(n)) if seeds is None else list(seeds)
+        seed = [0] if seeds is None else list(seeds)  # without seeds, one to look at
         with warnings.catch_warnings():  # its float64 bounds are stored in float32
             warnings.simplefilter("ignore")
             pool: VectorEnv[Any, Any, Any] = envpool.make_gymnasium(
-                task, num_envs=n, num_threads=threads, seed=seed, **options
+                task, num_envs=len(seed), num_threads=threads, seed=seed, **options
             )
             _ = pool.observation_space, pool.action_space  # made, and warned about, when first read
         return pool
@@ -267,4 +280,4 @@ def _envpool_engine(source: Source, n: int, limit: int | None) -> Engine:
     own = source.plain_env({}, None)
     own.close()
     spaces = (own.observation_space, own.action_space)
-    return VectorEngine(make, name="envpool", rebuild=True, spaces=spaces)
+    return VectorEngine(make, name="envpool", rebuild=True, n_envs=n, spaces=spaces)

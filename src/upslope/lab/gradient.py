@@ -39,7 +39,7 @@ from upslope.lab.noise import Estimate, Sample
 from upslope.policies.actor_critic import ActorCritic
 from upslope.rollout import EvaluatedRollout, Rollout, collect, evaluate_rollout
 from upslope.seeding import SeedTree
-from upslope.training import torch_threads
+from upslope.training import torch_threads, worthwhile_threads
 from upslope.unit_gradients import episode_units, pseudo_loss, unit_gradients
 
 MOST, LEAST = 64, 16  # episodes, where the number is not given
@@ -173,7 +173,8 @@ def _studied(
     reference = next(iter([*known, *chosen]))
     psi = {reference: psi[reference], **psi}  # first: others are compared with it as they come
     n_episodes = len(rollout.episodes)
-    with torch_threads(rollout.n_valid // n_episodes):
+    threads = worthwhile_threads(rollout.n_valid // n_episodes, agent.policy)
+    with torch_threads(threads):
         found = _gradients(agent.policy, rollout, evaluated, psi, told)
         n_parameters, rows = _compared(chosen, found)
     return GradientStudy(

@@ -7,8 +7,6 @@ module it is. Both give the same numbers up to rounding, and a test holds them t
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -56,7 +54,7 @@ class _ModuleActor:
         blank = policy.blank_state(n_envs)
         self.state = state if _is_alike(state, blank) else blank
 
-    @torch.no_grad()
+    @torch.no_grad()  # not inference mode: what a module keeps, an update may differentiate through
     def __call__(
         self, obs: Tree, out: NDArray[Any], episode_start: NDArray[np.bool_] | None = None
     ) -> None:
@@ -75,39 +73,56 @@ class _NumpyActor:
 
     def __init__(self, policy: ActorCritic, layers: list[nn.Module], n_envs: int) -> None:
         self._dtype = np.float32 if policy.dtype == torch.float32 else np.float64
+        self._inputs = np.zeros(0, self._dtype)
         self._normalizer: Any = policy.obs_normalizer
         if self._normalizer is not None:
             moments: Any = self._normalizer.moments
             self._mean, self._std = moments.mean.numpy(), moments.std().numpy()
-        self._steps: list[Callable[[NDArray[Any]], Any]] = []
-        buffer: NDArray[Any] | None = None
+            self._normalised = np.zeros((n_envs, *self._mean.shape), self._mean.dtype)
+        self._first: list[Any] = []  # activations before any layer
+        self._layers: list[tuple[NDArray[Any], Any, list[Any], NDArray[Any]]] = []
         for layer in layers[:-1]:
             if isinstance(layer, nn.Linear):
                 buffer = np.zeros((n_envs, layer.out_features), self._dtype)
-                self._steps.append(_dense(layer, buffer))
-            else:  # in place, except on the observations themselves
-                function = np.tanh if isinstance(layer, nn.Tanh) else _relu
-                self._steps.append(partial(function, out=buffer))
+                self._layers.append((*_weights(layer), [], buffer))
+            else:
+                functions = self._layers[-1][2] if self._layers else self._first
+                functions.append(np.tanh if isinstance(layer, nn.Tanh) else _relu)
         head = layers[-1]
         assert isinstance(head, nn.Linear)
-        assert head.bias is not None
-        self._weight, self._bias = head.weight.detach().numpy().T, head.bias.detach().numpy()
+        self._weight, self._bias = _weights(head)
 
     def __call__(
         self, obs: Tree, out: NDArray[Any], episode_start: NDArray[np.bool_] | None = None
     ) -> None:
         x = obs
         if self._normalizer is not None:
-            clip = self._normalizer.clip
-            x = np.minimum(np.maximum((obs - self._mean) / self._std, -clip), clip)
-        if x.dtype != self._dtype:
-            with np.errstate(over="ignore"):  # what becomes infinite is refused with its rollout
-                x = x.astype(self._dtype)
-        x = np.ascontiguousarray(x)
-        for step in self._steps:
-            x = step(x)
-        np.dot(x, self._weight, out=out)
-        np.add(out, self._bias, out=out)
+            clip, x = self._normalizer.clip, self._normalised
+            np.subtract(obs, self._mean, out=x)
+            np.divide(x, self._std, out=x)
+            np.maximum(x, -clip, out=x)
+            np.minimum(x, clip, out=x)
+        if x.dtype != self._dtype or not x.flags.c_contiguous:
+            x = self._cast(x)
+        for function in self._first:  # not in place: they are observations
+            x = function(x)
+        for weight, bias, functions, buffer in self._layers:
+            np.dot(x, weight, buffer)
+            if bias is not None:
+                np.add(buffer, bias, buffer)
+            for function in functions:
+                function(buffer, buffer)
+            x = buffer
+        np.dot(x, self._weight, out)
+        np.add(out, self._bias, out)
+
+    def _cast(self, x: NDArray[Any]) -> NDArray[Any]:
+        """``x`` in the policy's dtype; what becomes infinite is refused with its rollout."""
+        if self._inputs.shape != x.shape:
+            self._inputs = np.zeros(x.shape, self._dtype)
+        with np.errstate(over="ignore"):
+            self._inputs[...] = x
+        return self._inputs
 
 
 def _is_alike(state: Tree, blank: Tree) -> bool:
@@ -118,19 +133,10 @@ def _is_alike(state: Tree, blank: Tree) -> bool:
     )
 
 
-def _dense(layer: nn.Linear, out: NDArray[Any]) -> Callable[[NDArray[Any]], NDArray[Any]]:
-    """Return ``x -> x W' + b`` on views of the layer's parameters, written into ``out``."""
-    weight = layer.weight.detach().numpy().T
+def _weights(layer: nn.Linear) -> tuple[NDArray[Any], Any]:
+    """Views of a layer's parameters for ``x W' + b``: W' and b, or None without a bias."""
     given: Any = layer.bias  # None without one, though torch annotates a tensor
-    bias = None if given is None else given.detach().numpy()
-
-    def run(x: NDArray[Any]) -> NDArray[Any]:
-        np.dot(x, weight, out=out)
-        if bias is not None:
-            np.add(out, bias, out=out)
-        return out
-
-    return run
+    return layer.weight.detach().numpy().T, None if given is None else given.detach().numpy()
 
 
 def _relu(x: NDArray[Any], out: NDArray[Any] | None = None) -> NDArray[Any]:

@@ -14,6 +14,7 @@ from upslope.errors import ConfigError
 from upslope.policies.actions import make_actions
 from upslope.policies.distributions import Distribution
 from upslope.policies.encoders import Encoder, FeaturesFactory, linear, mlp, user_features
+from upslope.policies.held import Held
 from upslope.policies.memory import Memory, Past
 from upslope.policies.normalizer import RewardNormalizer, make_normalizer
 from upslope.policies.observations import (
@@ -27,6 +28,7 @@ from upslope.policies.observations import (
 from upslope.seeding import SeedTree
 from upslope.trees import Tree, leaves, map_tree, take
 
+STATISTICS = ("obs_normalizer", "reward_normalizer")  # what they make of rows, a step is given
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
@@ -146,6 +148,7 @@ class ActorCritic(nn.Module):
             self.critic_memory, width = remembering("vf", width)
         self.critic_head = head("critic_head", width, 1, 1.0)
         self._updates = 0
+        self._held: list[Held] = []  # no module, so that none is registered
 
     @property
     def device(self) -> torch.device:
@@ -155,10 +158,19 @@ class ActorCritic(nn.Module):
     @property
     def version(self) -> int:
         """A number that grows with every change of a weight or statistic, by whatever optimiser."""
-        tensors: list[Tensor] = list(self.parameters())
+        version = self._updates
+        for parameter in self.held.parameters.values():
+            version += parameter._version
         if self.obs_normalizer is not None:
-            tensors += self.obs_normalizer.buffers()
-        return self._updates + sum(tensor._version for tensor in tensors)
+            version += sum(buffer._version for buffer in self.obs_normalizer.buffers())
+        return version
+
+    @property
+    def held(self) -> Held:
+        """The parameters and their places; the same object until one of them is exchanged."""
+        if not (self._held and self._held[0].is_current()):
+            self._held = [Held(self, without=STATISTICS)]
+        return self._held[0]
 
     def count_update(self) -> None:
         """Say that the weights moved in a way torch does not count: through their flat vector."""
@@ -170,7 +182,7 @@ class ActorCritic(nn.Module):
         Raises:
             ConfigError: for ``actor`` or ``critic`` of a shared network: they cannot move apart.
         """
-        names = [name for name, _ in self.named_parameters()]
+        names = list(self.held.parameters)
         critic = [name for name in names if name.startswith("critic")]
         actor = [name for name in names if not name.startswith("critic")]
         if part != "all" and self.shared_network:

@@ -41,6 +41,8 @@ class GaussianActions(nn.Module):
             self._centre = np.where(bounded, (low + high) / 2, 0.0).astype(self._numpy_dtype)
             self._scale = np.where(bounded, (high - low) / 2, 1.0).astype(self._numpy_dtype)
         self._low, self._high = space.low.reshape(-1), space.high.reshape(-1)
+        self._is_unit = bool((self._scale == 1).all() and (self._centre == 0).all())
+        self._is_alike = self._numpy_dtype == space.dtype and len(space.shape) == 1
         self.log_std = nn.Parameter(torch.full((self.n_outputs,), float(log_std_init), dtype=dtype))
 
     def bounded_log_std(self) -> Tensor:
@@ -61,7 +63,7 @@ class GaussianActions(nn.Module):
 
     def sample(self, outputs: Any, noise: Any, std: Any, mask: Any = None) -> Any:
         """Means, standard normal noise and sigma to actions ``[..., d]``, arrays or tensors."""
-        return outputs + std * noise
+        return outputs + noise if std is None else outputs + std * noise
 
     def mode(self, outputs: Any, mask: Any = None) -> Any:
         """The means."""
@@ -69,8 +71,10 @@ class GaussianActions(nn.Module):
 
     def to_env(self, actions: NDArray[Any]) -> NDArray[Any]:
         """Sampled actions ``[B, d]`` to the environment's units, shape, dtype and bounds."""
-        scaled = actions * self._scale + self._centre
+        scaled = actions if self._is_unit else actions * self._scale + self._centre
         clipped: NDArray[Any] = np.minimum(np.maximum(scaled, self._low), self._high)
+        if self._is_alike:
+            return clipped
         return clipped.astype(self._env_dtype, copy=False).reshape(-1, *self._env_shape)
 
     def zeros(self, n: int) -> NDArray[Any]:

@@ -35,8 +35,7 @@ def linear(
 
     Its weights are orthogonal with ``gain``, or follow torch's own rule where that is ``None``.
     """
-    # Made without values: torch's own initialisation would draw from the global generator.
-    layer = nn.Linear(inputs, outputs, device="meta", dtype=dtype).to_empty(device="cpu")
+    layer = nn.Linear(inputs, outputs, device="meta", dtype=dtype)
     _initialise(layer, gain, generator)
     return layer
 
@@ -44,6 +43,13 @@ def linear(
 def _initialise(
     layer: nn.Linear | nn.Conv2d, gain: float | None, generator: torch.Generator
 ) -> None:
+    """Give values to a layer that was made on the meta device, without any.
+
+    Torch's own initialisation would draw from the global generator, and its ``to_empty`` imports
+    sympy.
+    """
+    for name, parameter in list(layer.named_parameters()):
+        setattr(layer, name, nn.Parameter(torch.empty(parameter.shape, dtype=parameter.dtype)))
     with torch.no_grad():
         bias: Any = layer.bias
         if gain is None:
@@ -218,7 +224,6 @@ def convolutions(
 
     def conv(inputs: int, outputs: int, kernel: int, stride: int, padding: int = 0) -> nn.Conv2d:
         layer = nn.Conv2d(inputs, outputs, kernel, stride, padding, device="meta", dtype=dtype)
-        layer = layer.to_empty(device="cpu")
         _initialise(layer, gain, generator)
         return layer
 

@@ -16,7 +16,7 @@ from typing import IO, TYPE_CHECKING, Any, Self
 
 from upslope.errors import ConfigError, UpslopeError
 from upslope.runs.policy_file import versions
-from upslope.training import WINDOW, Event
+from upslope.training import WINDOW, Event, threads_of
 
 if TYPE_CHECKING:
     from upslope.agent import Agent
@@ -93,7 +93,8 @@ class RunDirectory:
             path.mkdir(parents=True, exist_ok=True)
             if any(path.iterdir()):
                 raise ConfigError(f"the run directory {path} is not empty: give another --run-dir")
-            _write_json(path / CONFIG, describe(agent, total_timesteps))
+            self._description = describe(agent, total_timesteps)
+            _write_json(path / CONFIG, self._description)
             (path / "command.txt").write_text(shlex.join(_command()) + "\n")
             self._write_state()
             self._file: IO[str] = (path / PROGRESS).open("w", newline="")
@@ -125,6 +126,7 @@ class RunDirectory:
     def __call__(self, event: Event) -> bool:
         """Write a row every ``log_interval`` iterations; the last one gets one in any case."""
         self._note_return(event)
+        self._note_engine()
         self._unwritten = event
         was_evaluated = any(tag.startswith("eval/") for tag in event.metrics)
         if was_evaluated or event.iteration % self._agent.training.log_every == 0:
@@ -139,9 +141,9 @@ class RunDirectory:
             if self._unwritten is not None:
                 self._write_row(self._unwritten)
             self._file.close()
-            if self._board is not None:
-                self._board.close()
             self._agent.save(self.path / MODEL)
+            if self._board is not None:  # last, as it may import only now
+                self._board.close()
         finally:
             self._say_how_it_ended(error)
 
@@ -182,6 +184,13 @@ class RunDirectory:
             self.state["steps_to_return"] = event.timesteps
             self.state["return"] = mean
 
+    def _note_engine(self) -> None:
+        """Correct config.json where the planned engine could not take the gradient step."""
+        engine = self._agent.training.gradient_step_engine
+        if engine != self._description["gradient_step_engine"]:
+            self._description["gradient_step_engine"] = engine
+            _write_json(self.path / CONFIG, self._description)
+
     def _write_row(self, event: Event) -> None:
         self._rows.writerow({key: _number(value) for key, value in event.metrics.items()})
         self._file.flush()
@@ -190,8 +199,7 @@ class RunDirectory:
             self._open_board()
         self._rows_written += 1
         if self._board is not None:
-            for key, value in event.metrics.items():
-                self._board.add_scalar(key, value, event.timesteps)
+            self._board.add_scalars(event.metrics, event.timesteps)
 
     def _open_board(self) -> None:
         """Open the events file at the first row, where the extra is installed."""
@@ -220,13 +228,14 @@ def describe(agent: Agent, total_timesteps: int) -> dict[str, Any]:
             "autoreset": engine.autoreset.value,
             "established": getattr(engine, "established", None),
         },
-        "gradient_step_engine": "eager",
+        "gradient_step_engine": training.gradient_step_engine,
         "algorithm": agent.config.algorithm,
         "total_timesteps": total_timesteps,
         "checkpoint_every": training.checkpoint_every,
         "log_every": training.log_every,
         "snr_every": training.snr_every,
         "device": str(agent.policy.device),
+        "torch_threads": threads_of(agent.config, agent.policy),
         "settings": agent.config.to_json(),
         "versions": versions(),
         "git_commit": _git_commit(),

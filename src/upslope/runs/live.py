@@ -6,11 +6,12 @@ run. The loss is not shown: its value says nothing about performance.
 
 from __future__ import annotations
 
+import contextlib
+import math
 import os
 import sys
 import time
 from itertools import pairwise
-from pathlib import Path
 from typing import IO, TYPE_CHECKING, Self
 
 from upslope.training import WINDOW, Event
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from upslope.agent import Agent
 
 LINES_PER_RUN = 20
+REDRAWN_AFTER = 0.25  # seconds: fast iterations are not each worth a drawing
 _BARS = "▁▂▃▄▅▆▇█"
 
 
@@ -42,13 +44,15 @@ class LiveProgress:
         self._total, self._title = total_timesteps, title
         self._returns: list[float] = []
         self._next_line = 0.0
+        self._drawn_at = 0.0
+        self._undrawn: Event | None = None
         self._usage = _Usage()
         self._live: Live | None = None
         if self._stream.isatty() and os.environ.get("TERM") != "dumb":
             from rich.console import Console
             from rich.live import Live
 
-            self._live = Live(console=Console(file=self._stream), refresh_per_second=8)
+            self._live = Live(console=Console(file=self._stream), auto_refresh=False)
 
     def __enter__(self) -> Self:
         if self._live is not None:
@@ -56,8 +60,9 @@ class LiveProgress:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._live is not None:
-            self._live.stop()
+        if self._live is not None and self._undrawn is not None:
+            self._draw(self._live, self._undrawn)
+        self._stop()
 
     def __call__(self, event: Event) -> bool:
         """Show one iteration."""
@@ -65,12 +70,29 @@ class LiveProgress:
         if mean is not None:
             self._returns.append(mean)
         if self._live is not None:
-            self._live.update(self._screen(event))
+            self._undrawn = event
+            if time.perf_counter() - self._drawn_at >= REDRAWN_AFTER:
+                self._draw(self._live, event)
         elif event.timesteps >= self._next_line:
-            self._print(plain_line(event, self._usage.text()))
             step = self._total / LINES_PER_RUN
             self._next_line = (event.timesteps // step + 1) * step
+            self._print(plain_line(event, self._usage.text()))
         return True
+
+    def _draw(self, live: Live, event: Event) -> None:
+        """Draw an iteration; a terminal that went away does not stop training."""
+        try:
+            live.update(self._screen(event), refresh=True)
+        except (OSError, ValueError):
+            self._stop()
+            self._next_line = math.inf
+        self._drawn_at, self._undrawn = time.perf_counter(), None
+
+    def _stop(self) -> None:
+        if self._live is not None:
+            with contextlib.suppress(OSError, ValueError):
+                self._live.stop()
+            self._live = None
 
     def _screen(self, event: Event) -> Table:
         from rich.progress_bar import ProgressBar
@@ -102,8 +124,8 @@ class LiveProgress:
         """Print a line; a reader that went away (a closed pipe) does not stop training."""
         try:
             print(line, file=self._stream, flush=True)
-        except (BrokenPipeError, ValueError):
-            self._stream = Path(os.devnull).open("w")  # noqa: SIM115 - the stream from now on
+        except (OSError, ValueError):
+            self._next_line = math.inf
 
 
 def plain_line(event: Event, usage: str) -> str:

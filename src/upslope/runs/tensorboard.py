@@ -1,31 +1,51 @@
-"""TensorBoard events, where its extra is installed; it is not imported before the first row."""
+"""TensorBoard events, where its extra is installed."""
 
 from __future__ import annotations
 
 import importlib.util
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+WAIT = 5.0  # seconds that the first rows may lie here: a short run is over before the import
 
 
 class Events:
-    """Scalars into one events file by TensorBoard's own writer, without torch's wrapper of it."""
+    """Scalars into one events file by TensorBoard's own writer, without torch's wrapper of it.
+
+    Importing it takes a good part of a second, so that happens some seconds into the run, or at its
+    end; ``progress.csv`` has every row at once.
+    """
 
     def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._waiting: list[tuple[float, dict[str, float], int]] = []
+        self._writer: Any = None
+
+    def add_scalars(self, values: Mapping[str, float], step: int) -> None:
+        """Write numbers under their tags at a step (environment steps), as one event."""
+        self._waiting.append((time.time(), dict(values), step))
+        if self._writer is not None or self._waiting[-1][0] > self._waiting[0][0] + WAIT:
+            self._write()
+
+    def close(self) -> None:
+        """Write what waits, flush and close the file."""
+        self._write()
+        self._writer.close()
+
+    def _write(self) -> None:
         from tensorboard.compat.proto.event_pb2 import Event
         from tensorboard.compat.proto.summary_pb2 import Summary
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
-        self._event, self._summary = Event, Summary
-        self._writer = EventFileWriter(str(directory))
-
-    def add_scalar(self, tag: str, value: float, step: int) -> None:
-        """Write one number under its tag at a step (environment steps)."""
-        summary = self._summary(value=[self._summary.Value(tag=tag, simple_value=value)])
-        self._writer.add_event(self._event(wall_time=time.time(), step=step, summary=summary))
-
-    def close(self) -> None:
-        """Flush and close the file."""
-        self._writer.close()
+        if self._writer is None:
+            self._writer = EventFileWriter(str(self._directory))
+        for wall_time, values, step in self._waiting:
+            each = [Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()]
+            event = Event(wall_time=wall_time, step=step, summary=Summary(value=each))
+            self._writer.add_event(event)
+        self._waiting.clear()
 
 
 def open_events(directory: Path) -> Events | None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from upslope.theory.objectives import masked_mean
+from upslope.theory.objectives import masked_mean, shares
 
+LEAST_ROUNDING = 16  # units in the last place of 1, which every log-probability may be off by
 LARGEST_LOG_RATIO = 60.0  # in a diagnostic: e^60 fits float32, and no run dies of a measurement
 
 
@@ -42,7 +43,8 @@ def clip_fraction(log_ratio: Tensor, clip_range: Tensor | float, valid: Tensor) 
 
     Eq: 11.5.
     """
-    return masked_mean((log_ratio.expm1().abs() > clip_range).to(log_ratio.dtype), valid)
+    change = log_ratio.clamp(max=LARGEST_LOG_RATIO).expm1()
+    return masked_mean((change.abs() > clip_range).to(log_ratio.dtype), valid)
 
 
 def explained_variance(values: Tensor, targets: Tensor, valid: Tensor) -> Tensor:
@@ -60,7 +62,8 @@ def explained_variance(values: Tensor, targets: Tensor, valid: Tensor) -> Tensor
 
     Eq: 12.5.
     """
-    residual, spread = _variance(targets - values, valid), _variance(targets, valid)
+    share = shares(targets, valid)
+    residual, spread = _variance(targets - values, share), _variance(targets, share)
     rounding = torch.finfo(targets.dtype).eps * targets.abs().max()
     varies = spread > rounding.square()
     return torch.where(varies, 1 - residual / spread, torch.full_like(spread, torch.nan))
@@ -135,10 +138,10 @@ def ratio_tolerance(z: Tensor, mean: Tensor, sigma: Tensor) -> Tensor:
     Eq: 11.7.
     """
     amplification = (z.abs() * (1 + mean.abs()) / sigma).sum(-1).max()
-    return 16 * torch.finfo(mean.dtype).eps * (1 + amplification)
+    return LEAST_ROUNDING * torch.finfo(mean.dtype).eps * (1 + amplification)
 
 
-def _variance(x: Tensor, valid: Tensor) -> Tensor:
-    centred = x - masked_mean(x, valid)
-    centred = centred - masked_mean(centred, valid)  # or a constant's rounding counts as spread
-    return masked_mean(centred.square(), valid)
+def _variance(x: Tensor, share: Tensor) -> Tensor:
+    centred = x - (x * share).sum()
+    centred = centred - (centred * share).sum()  # or a constant's rounding counts as spread
+    return (centred * centred * share).sum()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.functional import mse_loss
 
 MAX_LOG_RATIO = 20.0  # e^20 is beyond any step worth taking; e^89 is infinite in float32
 
@@ -45,8 +46,9 @@ def clipped_surrogate_loss(
 ) -> Tensor:
     """PPO: -mean(min(ratio A, clip(ratio, 1 - eps, 1 + eps) A)), ratio = pi / pi_old.
 
-    At ratio 1 its gradient is the policy gradient of the same weights; clipping does not bound the
-    KL divergence.
+    The minimum is that of ratio A and A + eps |A|: the clip binds on one side only, that of A. At
+    ratio 1 the gradient is the policy gradient of the same weights; clipping does not bound the KL
+    divergence.
 
     Args:
         log_prob: ``[T, B]`` (or ``[N]``) under the current policy.
@@ -63,8 +65,8 @@ def clipped_surrogate_loss(
     """
     weight = weight.detach()
     ratio = (log_prob - old_log_prob.detach()).clamp(max=MAX_LOG_RATIO).exp()
-    clipped = ratio.clamp(1 - clip_range, 1 + clip_range)  # type: ignore[arg-type]
-    return -masked_mean(torch.min(ratio * weight, clipped * weight), valid)
+    gain, most = ratio * weight, weight + clip_range * weight.abs()
+    return -masked_mean(torch.where(gain > most, most, gain), valid)
 
 
 def value_loss(values: Tensor, targets: Tensor, valid: Tensor) -> Tensor:
@@ -80,7 +82,7 @@ def value_loss(values: Tensor, targets: Tensor, valid: Tensor) -> Tensor:
 
     Eq: 7.3.
     """
-    return masked_mean((values - targets.detach()).square(), valid)
+    return masked_mean(mse_loss(values, targets.detach(), reduction="none"), valid)
 
 
 def clipped_values(values: Tensor, old_values: Tensor, clip_range: Tensor | float) -> Tensor:
@@ -117,5 +119,10 @@ def entropy_bonus(entropy: Tensor, valid: Tensor) -> Tensor:
 
 def masked_mean(x: Tensor, valid: Tensor) -> Tensor:
     """Mean of ``x`` over the rows where ``valid`` is 1; both of one shape, returns a scalar."""
+    return (x * shares(x, valid)).sum()
+
+
+def shares(x: Tensor, valid: Tensor) -> Tensor:
+    """What each row has in a mean of ``x``: 1 over their number where ``valid``, else 0."""
     weight = valid.to(x.dtype)
-    return (x * weight).sum() / weight.sum().clamp(min=1)
+    return weight / weight.sum().clamp(min=1)

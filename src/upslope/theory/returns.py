@@ -242,8 +242,9 @@ def standardize(x: Tensor, valid: Tensor, epsilon: float = 1e-8) -> Tensor:
     """
     weight = valid.to(x.dtype)
     count = weight.sum().clamp(min=1)
-    centred = x - (x * weight).sum() / count
-    centred = centred - (centred * weight).sum() / count  # or a constant's rounding gets unit size
+    share = weight / count
+    centred = x - (x * share).sum()
+    centred = centred - (centred * share).sum()  # or a constant's rounding gets unit size
     variance = (centred.square() * weight).sum() / (count - 1).clamp(min=1)
     return centred / (variance.sqrt() + epsilon)
 
@@ -251,12 +252,12 @@ def standardize(x: Tensor, valid: Tensor, epsilon: float = 1e-8) -> Tensor:
 def _discounted_sum(x: Tensor, carry: Tensor) -> Tensor:
     """Return g with g_t = x_t + carry_t g_{t+1} and g_T = 0, in log2(T) passes over whole tensors.
 
-    After the pass with shift s every row holds the sum over its next 2s rows and the product of
-    their carries.
+    After the pass with shift s every row holds the sum over its next 2s rows, and ``carry`` the
+    product of the next 2s for the rows that have as many.
     """
-    total, shift = x, 1
+    total, carry, shift = x, carry[:-1], 1
     while shift < len(x):
-        total = torch.cat([total[:-shift] + carry[:-shift] * total[shift:], total[-shift:]])
-        carry = torch.cat([carry[:-shift] * carry[shift:], torch.zeros_like(carry[-shift:])])
+        total = torch.cat([total[:-shift] + carry * total[shift:], total[-shift:]])
+        carry = carry[:-shift] * carry[shift:]
         shift *= 2
     return total

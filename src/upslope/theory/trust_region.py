@@ -103,7 +103,8 @@ def fisher_matvec(mean_kl: Callable[[Tensor], Tensor], params: Tensor, damping: 
     (slope,) = torch.autograd.grad(mean_kl(leaf), leaf, create_graph=True)
 
     def matvec(v: Tensor) -> Tensor:
-        (product,) = torch.autograd.grad(slope, leaf, v, retain_graph=True)
+        # Not grad(slope, leaf, v): given outputs' weights, torch imports sympy to compare shapes.
+        (product,) = torch.autograd.grad((slope * v).sum(), leaf, retain_graph=True)
         return product + damping * v
 
     return matvec

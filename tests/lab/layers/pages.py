@@ -88,9 +88,9 @@ class WatchedPage:
     def _watch(self, optimizer: Any, name: str) -> None:
         run = optimizer.run
 
-        def stand_still(gradient: Tensor, moments: Any, *_: Any) -> tuple[Tensor, Any]:
+        def stand_still(gradient: Tensor, moments: Any, *_: Any) -> tuple[Tensor, Tensor, Any]:
             self._seen.gradients[name] = -gradient
-            return torch.zeros_like(gradient), moments
+            return torch.zeros_like(gradient), torch.ones_like(gradient), moments
 
         def watched(batch: dict[str, Any], *given: Any, **named: Any) -> Any:
             self._seen.batch |= batch
