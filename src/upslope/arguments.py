@@ -38,8 +38,8 @@ def make_config(
     # The preset's minibatches belong to its rollouts; smaller ones were asked for.
     own = tuned.pop("batch_size")
     config = CONFIGS[algorithm].from_settings(tuned | settings | taken)
-    log.info(
-        "batch_size=%d of the preset of %s is more than a rollout has: it is %d now",
+    log.warning(
+        "batch_size=%d of the preset of %s is more than a rollout has: it is %d now (--batch-size)",
         own,
         source.id,
         getattr(config, "batch_size", 0),

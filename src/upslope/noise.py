@@ -13,20 +13,11 @@ from upslope.policies.actor_critic import ActorCritic
 
 
 class RolloutNoise:
-    """Noise of a T x B rollout, all drawn at once from the stream of its number.
-
-    ``std`` is what it has still to be multiplied by: None, where that is done already.
-    """
+    """Noise of a T x B rollout, all drawn at once from the stream of its number."""
 
     def __init__(self, envs: Environments, policy: ActorCritic, number: int, n_steps: int) -> None:
         rng = envs.seeds.generator("actions", number)
-        noise, self.std = (
-            policy.actions.draw_noise(rng, (n_steps, envs.n_envs)),
-            policy.actions.std(),
-        )
-        if isinstance(self.std, np.ndarray):
-            noise, self.std = self.std * noise, None
-        self._rows = iter(noise)
+        self._rows = iter(policy.actions.draw_noise(rng, (n_steps, envs.n_envs)))
 
     def row(self) -> NDArray[Any]:
         """Noise ``[B, ...]`` of the next step."""
@@ -39,7 +30,7 @@ class EpisodeNoise:
     BLOCK = 128
 
     def __init__(self, envs: Environments, policy: ActorCritic) -> None:
-        self._envs, self._actions, self.std = envs, policy.actions, policy.actions.std()
+        self._envs, self._actions = envs, policy.actions
         self._streams = [envs.seeds.generator("idle")] * envs.n_envs
         self._number = np.full(envs.n_envs, -2)
         self._drawn = np.zeros(envs.n_envs, dtype=np.int64)  # blocks of the episode so far

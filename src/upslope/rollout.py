@@ -118,12 +118,12 @@ def collect(
         noise = EpisodeNoise(envs, policy)
         recorder = _Recorder(envs, policy, capacity=512)
     actor = make_actor(policy, envs.n_envs, envs.state)
-    kind, state = policy.actions, actor.state
+    kind, state, std = policy.actions, actor.state, policy.actions.std()
     t = 0
     while t < n_steps if n_steps is not None else envs.batch_is_running():
         outputs = recorder.begin_row(t)
         actor(envs.obs, outputs, envs.episode_start if policy.has_memory else None)
-        actions = kind.sample(outputs, noise.row(), noise.std, envs.mask)
+        actions = kind.sample(outputs, noise.row(), std, envs.mask)
         row, finished = envs.step(kind.to_env(actions))
         recorder.end_row(t, actions, row, finished)
         t += 1

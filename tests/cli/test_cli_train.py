@@ -56,6 +56,28 @@ class TestRun:
         assert f"next     upslope play {run.relative_to(here)}" in lines
         assert "loss" not in done.out
 
+    def test_an_engine_that_is_not_there_is_said(
+        self, upslope_process: Command, here: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("PATH", str(here))  # where no compiler is
+        monkeypatch.setenv("XDG_CACHE_HOME", str(here))
+        process = upslope_process("train", "CartPole-v1", *FEW, "--compile=always", "--run-dir=run")
+        _, said = process.communicate(timeout=60)
+        assert process.returncode == 0
+        assert said.splitlines()[-1:] == [
+            "the gradient step runs by tape, not aot: there is no C++ compiler: install g++"
+        ]
+        assert read(here / "run" / "config.json")["gradient_step_engine"] == "tape"
+
+    def test_a_preset_that_does_not_fit_is_said(self, upslope_process: Command) -> None:
+        few = ("--n-envs=2", "--n-steps=64", "-n", "128", "--episodes=0")
+        process = upslope_process("train", "CartPole-v1", *few)
+        (said,) = process.communicate(timeout=60)[1].splitlines()
+        assert said.startswith("batch_size=")
+        assert said.endswith("it is 64 now (--batch-size)")
+        process = upslope_process("train", "CartPole-v1", *few, "--batch-size=32")
+        assert process.communicate(timeout=60)[1] == ""
+
     def test_progress_leads_with_the_return(self, upslope_command: Command) -> None:
         out = upslope_command("train", "CartPole-v1", *TINY, "-n", "2000", "--episodes=0").out
         plain = [line for line in out.splitlines() if "steps/s" in line]

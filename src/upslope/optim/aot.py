@@ -181,7 +181,7 @@ def _found_or_built(spec: dict[str, Any]) -> Path:
     directory = cache_directory()
     path = directory / f"{named}.pt2"
     if not path.exists():
-        log.info("compiling the gradient step once, into %s", path)
+        log.warning("compiling the gradient step, once: this takes a while (%s)", path)
         try:
             _build(text, directory, path)
         except OSError as error:  # a full disk, a cache that is cleared meanwhile

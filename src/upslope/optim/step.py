@@ -116,16 +116,18 @@ class GradientStep:
         return self._tapes.run(key, step, state, columns, minibatches, stop)
 
     def _check_engine(self, columns: Columns) -> None:
-        """Leave to the eager engine what is no function of tensors on the CPU."""
-        while self.engine != "eager" and self.policy.device.type != "cpu":
-            self._fall_back(f"only the CPU has it, and the policy is on {self.policy.device}")
+        """Leave to the eager engine what is no function of tensors on the CPU: nobody lacks it."""
+        device = self.policy.device
+        while self.engine != "eager" and device.type != "cpu":
+            self._fall_back(f"only the CPU has it, and the policy is on {device}", logging.INFO)
         while self.engine != "eager" and not columns.are_rows:
-            self._fall_back("the policy has memory, and its sequences differ from step to step")
+            why = "the policy has memory, and its sequences differ from step to step"
+            self._fall_back(why, logging.INFO)
 
-    def _fall_back(self, why: str) -> None:
+    def _fall_back(self, why: str, level: int = logging.WARNING) -> None:
         """Go on with the next engine down, and say so once."""
         down = "tape" if self.engine == "aot" else "eager"
-        log.info("the gradient step runs by %s, not %s: %s", down, self.engine, why)
+        log.log(level, "the gradient step runs by %s, not %s: %s", down, self.engine, why)
         self.engine = down
 
     def state(self) -> dict[str, Any]:

@@ -26,7 +26,7 @@ OF_CONSTANTS = ("aten::neg", "aten::mul.Tensor", "aten::expand", "aten::unsqueez
 PRODUCTS = ("aten::mul.Tensor", "aten::div.Tensor")
 SUMS = ("aten::add.Tensor", "aten::sub.Tensor")
 FLATTENS = ("aten::view", "aten::reshape", "aten::_unsafe_view")
-VIEWS = ("aten::view", "aten::expand", "aten::reshape", "aten::_unsafe_view")
+VIEWS = (*FLATTENS, "aten::expand")
 
 
 def tidied(tape: Tape) -> Tape:
@@ -40,7 +40,7 @@ class _Tidy:
     def __init__(self, tape: Tape) -> None:
         self._tape, self._kept = tape, list[Instruction]()
         self._same: dict[int, int] = {}  # place -> an earlier one that holds the same tensor
-        self._seen: dict[Hashable, tuple[int | None, ...]] = {}
+        self._seen: dict[Hashable, int] = {}  # where the result of such a call lies
         self._maker: dict[int, int] = {}  # place -> which of the kept instructions made it
         self._readers: dict[int, list[Instruction]] = defaultdict(list)
         for step in tape.instructions:
@@ -81,8 +81,7 @@ class _Tidy:
         (result,) = step.results
         assert result is not None
         if key in self._seen:
-            (earlier,) = self._seen[key]
-            assert earlier is not None
+            earlier = self._seen[key]
             if earlier in self._turned and not self._may_turn(result):
                 self._keep(step)
                 return
@@ -90,7 +89,7 @@ class _Tidy:
             return
         if not self._rewritten(step, result):
             self._keep(step)
-        self._seen[key] = (self._same.get(result, result),)
+        self._seen[key] = self._same.get(result, result)
 
     def _rewritten(self, step: Instruction, result: int) -> bool:
         """Try the rules for an operator; True where one has put something in its place."""
@@ -286,14 +285,12 @@ class _Tidy:
         kwargs = kwargs or {}
         key = _hashable((operator, args, kwargs))
         if key in self._seen:
-            (earlier,) = self._seen[key]
-            assert earlier is not None
-            return earlier
+            return self._seen[key]
         place, self._next = self._next, self._next + 1
         self._shapes[place] = self._shapes[like] if shape is None else shape
         self._dtypes[place] = self._dtypes[like]
         self._keep(Instruction(operator, args, kwargs, (place,), False))
-        self._seen[key] = (place,)
+        self._seen[key] = place
         return place
 
     def _constant(self, value: Tensor) -> int:

@@ -63,7 +63,7 @@ class GaussianActions(nn.Module):
 
     def sample(self, outputs: Any, noise: Any, std: Any, mask: Any = None) -> Any:
         """Means, standard normal noise and sigma to actions ``[..., d]``, arrays or tensors."""
-        return outputs + noise if std is None else outputs + std * noise
+        return outputs + std * noise
 
     def mode(self, outputs: Any, mask: Any = None) -> Any:
         """The means."""
