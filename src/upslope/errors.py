@@ -60,3 +60,8 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return ``"; did you mean 'x'?"`` for the nearest known word, ``""`` when none is near."""
     near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
     return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of ``error``, short enough to stand inside a sentence."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]

@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save, save_file
 
 from upslope.errors import ModelFileError
-from upslope.runs import model_file, safetensors_header
+from upslope.runs import durable, model_file, safetensors_header
 from upslope.runs.model_file import read_header, read_model, write_model
 
 HEADER = {
@@ -757,7 +757,7 @@ class TestFailedWrites:
         def note_replace(source: Path, target: Path) -> None:
             order.append("replace")
             assert Path(source).parent == Path(target).parent
-            assert Path(source).name.endswith(model_file.TEMPORARY_SUFFIX)
+            assert Path(source).name.endswith(durable.TEMPORARY_SUFFIX)
             assert Path(source).read_bytes() == good
             replace(source, target)
 

@@ -14,22 +14,19 @@ unpickled or evaluated and that every size is checked before it is used.
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import os
-import secrets
-import shutil
 import stat
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from upslope.errors import ModelFileError
+from upslope.errors import ModelFileError, first_line
+from upslope.runs.durable import cause, replace_file
 from upslope.runs.safetensors_header import (
     Head,
     Refused,
     check_tensors,
-    first_line,
     parse_head,
     read_head,
     sealed_head,
@@ -37,8 +34,6 @@ from upslope.runs.safetensors_header import (
 
 if TYPE_CHECKING:
     import torch
-
-TEMPORARY_SUFFIX = ".upslope-tmp"  # what a killed write leaves behind: `.<random>.upslope-tmp`
 
 
 def write_model(
@@ -67,7 +62,7 @@ def write_model(
         raise ModelFileError(
             f"cannot write model file {os.fspath(path)!r}: {refused.reason}; nothing was written"
         ) from refused
-    _replace_file(Path(path), [head, data])
+    replace_file(Path(path), [head, data], "model file")
 
 
 def read_model(
@@ -138,63 +133,6 @@ def _load_tensors(head: Head, raw: bytes) -> dict[str, torch.Tensor]:
     return {entry.name: tensors[entry.name] for entry in head.entries}
 
 
-def _replace_file(path: Path, parts: Sequence[bytes | memoryview]) -> None:
-    """Put ``parts`` at ``path`` by a synced temporary file beside it and one rename."""
-    temporary = path.parent / f".{secrets.token_hex(8)}{TEMPORARY_SUFFIX}"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "xb") as file:  # not tempfile: the model keeps the mode of the umask
-            for part in parts:
-                file.write(part)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException as error:
-        with contextlib.suppress(OSError, ValueError):
-            temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError | ValueError):  # ValueError: a path with a null character
-            needed = sum(len(part) for part in parts)
-            raise ModelFileError(
-                f"cannot write model file {str(path)!r} ({needed} bytes needed, {_free(path)}):"
-                f" {_cause(error)}; make room or save somewhere else, what was there is unchanged"
-            ) from error
-        raise
-    try:
-        _sync_directory(path.parent)
-    except OSError as error:
-        raise ModelFileError(
-            f"model file {str(path)!r} is written but its folder cannot be synced to disk:"
-            f" {_cause(error)}; save again, a power cut could bring back what was there before"
-        ) from error
-
-
-def _free(path: Path) -> str:
-    """Say how much room the disk of ``path`` has, asking its nearest folder that exists."""
-    for folder in path.parents:
-        with contextlib.suppress(OSError, ValueError):
-            return f"{shutil.disk_usage(folder).free} free"
-    return "free space unknown"
-
-
-def _cause(error: Exception) -> str:
-    """Return what the system says about ``error``, without the paths that OSError adds to it."""
-    return (isinstance(error, OSError) and error.strerror) or first_line(error)
-
-
-def _sync_directory(directory: Path) -> None:
-    """Make a rename in ``directory`` survive a power cut, if the file system can promise that."""
-    if os.name == "nt":  # Windows opens no directories
-        return
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems
-            raise
-    finally:
-        os.close(descriptor)
-
-
 @contextlib.contextmanager
 def _reading(path: str | os.PathLike[str]) -> Iterator[tuple[BinaryIO, int]]:
     """Open the regular file ``path``, give it with its size, and say refusals in one sentence."""
@@ -207,7 +145,7 @@ def _reading(path: str | os.PathLike[str]) -> Iterator[tuple[BinaryIO, int]]:
         ) from refused
     except OSError as error:
         raise ModelFileError(
-            f"cannot read model file {os.fspath(path)!r}: {_cause(error)}; check the path and"
+            f"cannot read model file {os.fspath(path)!r}: {cause(error)}; check the path and"
             " whether you may read it"
         ) from error
 

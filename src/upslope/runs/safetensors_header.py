@@ -13,6 +13,8 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, BinaryIO, NamedTuple
 
+from upslope.errors import first_line
+
 FORMAT = 1
 MAX_FILE_BYTES = 8 * 2**30
 MAX_HEADER_BYTES = 16 * 2**20
@@ -283,8 +285,3 @@ def _tensors_sha256(entries: list[Entry], data: memoryview) -> str:
     for entry in ordered:
         digest.update(data[entry.begin : entry.end])
     return digest.hexdigest()
-
-
-def first_line(error: Exception) -> str:
-    """Return the first line of ``error``, short enough to stand inside a sentence."""
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
