@@ -28,8 +28,9 @@ from upslope.lab.ladder import batch_episodes, climb
 from upslope.lab.ladder_figure import figure, save_figure
 from upslope.lab.ladder_findings import decimals, findings, with_ci
 from upslope.lab.ladder_rungs import COMMON, ROWS, RUNGS, settings_that_differ
-from upslope.lab.ladder_runs import ESTIMATORS, POINTS, Job, RunLog, batch_gradients, learning_curve
+from upslope.lab.ladder_runs import ESTIMATORS, Job, batch_gradients
 from upslope.lab.policies import scores
+from upslope.lab.seeded_runs import POINTS, RunLog, learning_curve
 from upslope.lab.workers import run_all
 from upslope.policies.actor_critic import ActorCritic
 from upslope.rollout import collect, evaluate_rollout

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from upslope.cli.lab_out import require_matplotlib
 from upslope.cli.parser import Parser, pair, whole_number
+from upslope.cli.text_table import aligned
 from upslope.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -140,7 +141,7 @@ def _returns_table(ladder: Ladder) -> str:
             row += [with_ci(step.interval, places, "+"), p, step.verdict or ""]
         rows.append(row)
     intervals = "95 % t intervals over the seeds; differences and verdicts of the last 100 episodes"
-    return f"Returns ({intervals})\n{_aligned(rows)}"
+    return f"Returns ({intervals})\n{aligned(rows)}"
 
 
 def _gradient_table(ladder: Ladder, policy: dict[str, Any]) -> str:
@@ -161,7 +162,7 @@ def _gradient_table(ladder: Ladder, policy: dict[str, Any]) -> str:
     return (
         f"Gradient of one episode at the {policy['policy']} policy ({policy['timesteps']:,} steps; "
         f"jackknife over {policy['episodes'] // policy['batch_episodes']} batches of "
-        f"{policy['batch_episodes']} episodes)\n{_aligned(rows)}"
+        f"{policy['batch_episodes']} episodes)\n{aligned(rows)}"
     )
 
 
@@ -186,12 +187,6 @@ def _change(one: dict[str, Any]) -> str:
     return f"{one['setting']} {one['below']} -> {one['here']}"
 
 
-def _aligned(rows: list[list[str]]) -> str:
-    widths = [max(len(row[i]) for row in rows if i < len(row)) for i in range(len(rows[0]))]
-    lines = ("  ".join(f"{c:<{w}}" for c, w in zip(row, widths, strict=False)) for row in rows)
-    return "\n".join(line.rstrip() for line in lines)
-
-
 def _write(out: Path, ladder: Ladder, result: dict[str, Any]) -> None:
     from upslope.lab.ladder_figure import save_figure
 
@@ -208,7 +203,7 @@ def _write(out: Path, ladder: Ladder, result: dict[str, Any]) -> None:
 
 def _curves(ladder: Ladder) -> Iterator[list[Any]]:
     """The rows of ladder.csv: mean, pointwise interval and every seed at each point."""
-    from upslope.lab.ladder_runs import point_steps
+    from upslope.lab.seeded_runs import point_steps
 
     seeds = [f"seed_{seed}" for seed in ladder.seeds]
     yield ["rung", "name", "timesteps", "mean", "ci95_low", "ci95_high", *seeds]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from upslope.statistics.words import elsewhere, percent
+
 if TYPE_CHECKING:
     from upslope.agent import Agent
-    from upslope.evaluation import Sample, Score
+    from upslope.evaluation import BestModel, Sample, Score
     from upslope.runs.directory import RunDirectory
 
 
@@ -24,7 +26,9 @@ def train_summary(
         lines.append("return   no episode finished: train longer, or set --max-episode-steps")
     if stop_return is not None:
         lines.append(_goal(stop_return, state))
-    trained = f"trained  {training.timesteps:,} steps in {state['seconds']:.1f} s"
+    trained = f"trained  {training.timesteps:,} steps"
+    if state["seconds"] is not None:  # None where the run ended before training did
+        trained += f" in {state['seconds']:.1f} s"
     surplus = training.timesteps - state["total_timesteps"]
     if surplus > 0:
         trained += f", {surplus:,} more than asked (iterations are whole)"
@@ -39,34 +43,55 @@ def train_summary(
 
 
 def score_lines(score: Score) -> list[str]:
-    """Two lines on this policy's score, sampled and deterministic."""
+    """What this policy is worth, sampled and by its mode, and what it is held against."""
+    lines = [
+        f"sampled  this policy {sample_text(score.sampled)}",
+        f"mode     this policy {sample_text(score.deterministic)}",
+    ]
+    if score.best_model is not None:
+        lines += best_lines(score.best_model)
+    if score.random is not None:
+        lines.append(f"random   a random policy {sample_text(score.random)}")
+    return lines
+
+
+def best_lines(best: BestModel) -> list[str]:
+    """Two lines on the best checkpoint: the score that chose it, and one that did not."""
+    chosen = best.selection
+    bias = (
+        f"the highest of {chosen.candidates} scores, so biased upwards"
+        if chosen.candidates > 1
+        else "the only score"
+    )
     return [
-        f"sampled  {sample_text(score.sampled)}",
-        f"mode     {sample_text(score.deterministic)}",
+        f"best     this policy of step {chosen.timesteps:,} was chosen with {chosen.mean:,.1f}, "
+        f"{bias};",
+        f"         scored again by its mode it {sample_text(best.fresh)}",
     ]
 
 
 def sample_text(sample: Sample) -> str:
-    """One line: mean, interval, worst, failures, successes, number of episodes."""
-    n = len(sample.returns)
+    """What a policy did, with "this policy" before it: mean, interval, worst, failures, successes.
+
+    The intervals are of 95 %: Student's t for the mean, Clopper and Pearson's for the failures,
+    Wilson's for the successes.
+    """
+    n, share = len(sample.returns), sample.elsewhere_at_most
     if n < 2:
-        text = f"{sample.mean:,.1f} in one episode, which gives no interval"
-    elif sample.std == 0:
-        share = 100 * (1 - 0.05 ** (1 / n))
-        text = (
-            f"{sample.mean:,.1f} in all of {n} fresh episodes "
-            f"(95 %: at most {share:.0f} % of episodes differ)"
-        )
+        text = f"returned {sample.mean:,.1f} in one episode, which gives no interval"
+    elif share is not None:
+        text = f"returned {sample.mean:,.1f} in {n} of {n} fresh episodes ({elsewhere(share)})"
     else:
         low, high = sample.ci95
         text = (
-            f"{sample.mean:,.1f} [{low:,.1f}, {high:,.1f}] on {n} fresh episodes, "
+            f"averaged {sample.mean:,.1f} [{low:,.1f}, {high:,.1f}] on {n} fresh episodes, "
             f"worst {sample.min:,.1f}"
         )
-    if sample.failure_share:
-        text += f", {100 * sample.failure_share:.0f} % below {sample.threshold:g}"
+    if sample.failure_share is not None and sample.failure_ci95 is not None:
+        text += f", {percent(sample.failure_share, sample.failure_ci95)} below "
+        text += f"{sample.threshold:g}"
     if sample.success_rate is not None:
-        text += f", success {100 * sample.success_rate:.0f} %"
+        text += f", success {percent(sample.success_rate, sample.success_ci95)}"
     return text
 
 

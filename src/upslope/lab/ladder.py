@@ -17,23 +17,11 @@ from typing import Any, NamedTuple
 from upslope.agent import REINFORCE
 from upslope.config import whole_number
 from upslope.lab.ladder_rungs import MEASURED_ON, ROWS, RUNGS, Rung, settings_that_differ
-from upslope.lab.ladder_runs import (
-    ESTIMATORS,
-    POINTS,
-    Job,
-    Result,
-    RunLog,
-    point_steps,
-    run_job,
-)
-from upslope.lab.ladder_statistics import (
-    Difference,
-    Interval,
-    mean_interval,
-    paired_differences,
-    with_verdicts,
-)
+from upslope.lab.ladder_runs import ESTIMATORS, Job, run_job
+from upslope.lab.ladder_statistics import Difference, paired_differences, with_verdicts
+from upslope.lab.seeded_runs import POINTS, Result, RunLog, point_steps
 from upslope.lab.workers import run_all
+from upslope.statistics.intervals import Interval, mean_interval
 
 PROBED_EPISODES = 16
 BATCHES = (10, 100)  # of episodes, whose gradients are measured: at least, at most

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from upslope.lab.ladder import Ladder
-from upslope.lab.ladder_runs import point_steps
+from upslope.lab.seeded_runs import point_steps
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -74,7 +74,7 @@ def _curves(axes: Axes, ladder: Ladder) -> None:
     seeds = f"{n} seeds" if n > 1 else "1 seed"
     axes.set_title(f"average episode return\nmean of {seeds}; {band}", **TITLE)
     axes.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
-    _plain(axes)
+    plain_axes(axes)
     _label_ends(axes, ends)
 
 
@@ -156,7 +156,7 @@ def _variances(axes: Axes, ladder: Ladder) -> None:
     first, second = (f"{policy['mean_return']:.4g}" for policy in ladder.gradient)
     said = f"pale: initial policy (return {first}); full: a trained one ({second})"
     axes.set_title(f"variance of one episode's gradient\n{said}", **TITLE)
-    _plain(axes)
+    plain_axes(axes)
 
 
 def _floor_of_log(value: float) -> int:
@@ -178,7 +178,8 @@ def _bar_label(ladder: Ladder, estimator: str) -> str:
     return f"{places[0] + 1}-{places[-1] + 1} {name},\nNPG, TRPO, PPO" if len(places) == 4 else name
 
 
-def _plain(axes: Axes) -> None:
+def plain_axes(axes: Axes) -> None:
+    """No frame but two axes, and a pale grid behind everything."""
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     axes.grid(True, color="#e6e6e6", linewidth=0.7, zorder=0)

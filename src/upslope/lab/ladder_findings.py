@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -13,8 +14,8 @@ from upslope.lab.ladder_statistics import (
     HIGHER,
     LOWER,
     OPEN,
-    Interval,
 )
+from upslope.statistics.intervals import Interval
 from upslope.training import WINDOW
 
 
@@ -38,8 +39,12 @@ def findings(ladder: Ladder) -> list[str]:
 
 def decimals(ladder: Ladder) -> int:
     """Decimal places that show four figures of the largest return, at least one."""
-    sizes = [abs(r.final.value) for r in ladder.rungs if r.final.value is not None]
-    largest = max(sizes, default=0.0)
+    return decimal_places([r.final.value for r in ladder.rungs if r.final.value is not None])
+
+
+def decimal_places(values: Sequence[float]) -> int:
+    """Decimal places that show four figures of the largest value, at least one."""
+    largest = max(map(abs, values), default=0.0)
     return 1 if largest == 0 else max(1, 3 - math.floor(math.log10(largest)))
 
 

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache, cached_property
-from pathlib import Path
-from typing import IO, Any
+from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,19 +16,16 @@ from upslope.agent import AGENTS, Agent
 from upslope.config import CONFIGS
 from upslope.envs.episodes import Environments
 from upslope.envs.make import environment_settings, make_environments
-from upslope.errors import ConfigError
 from upslope.lab.estimators import Estimator, Steps, advantage, applicable, weights_of
 from upslope.lab.ladder_statistics import gradient_rows
+from upslope.lab.seeded_runs import Result, learning_curve, run_key
 from upslope.policies.actor_critic import ActorCritic
 from upslope.rollout import collect, evaluate_rollout
-from upslope.runs.policy_file import versions
 from upslope.seeding import SeedTree
 from upslope.training import Event
 from upslope.unit_gradients import episode_units, pseudo_loss, unit_gradients
 
-Result = dict[str, Any]
 FORMAT = 1  # of a result: one more with every change of what it holds
-POINTS = 20  # of a learning curve
 GAE_LAMBDA = 0.97
 LEAST_BATCHES = 10
 MOST_NUMBERS = 2**27  # of gradients that are held at once, from where fewer batches are taken
@@ -70,28 +64,17 @@ class Job:
     @cached_property
     def key(self) -> str:
         """What a result depends on, as one line of JSON."""
-        path = self.env.rpartition(":")[0]
-        is_file = path.endswith(".py") and os.path.isfile(path)
         measured = (
             (self.gradient_batches, self.gradient_episodes) if self.gradient_batches else None
         )
-        said = {
-            "format": FORMAT,
-            "env": self.env,
-            "file": hashlib.sha256(Path(path).read_bytes()).hexdigest() if is_file else None,
-            "algorithm": self.algorithm,
-            "settings": CONFIGS[self.algorithm].from_settings(self.settings).to_json(),
-            "total_timesteps": self.total_timesteps,
-            "gradient": measured,
-            "versions": _versions(),
-        }
-        return json.dumps(said, sort_keys=True)
-
-
-@cache
-def _versions() -> dict[str, str]:
-    """Those of this process, which are slow to ask for."""
-    return versions()
+        return run_key(
+            self.env,
+            format=FORMAT,
+            algorithm=self.algorithm,
+            settings=CONFIGS[self.algorithm].from_settings(self.settings).to_json(),
+            total_timesteps=self.total_timesteps,
+            gradient=measured,
+        )
 
 
 def run_job(job: Job, report: Callable[[int], None]) -> Result:
@@ -146,31 +129,6 @@ def weights_digest(policy: ActorCritic) -> str:
     for name in policy.part_names("all" if policy.shared_network else "actor"):
         digest.update(name.encode() + named[name].detach().cpu().numpy().tobytes())
     return digest.hexdigest()
-
-
-def learning_curve(finished: list[tuple[int, float]], total: int) -> list[float | None]:
-    """Mean return of the episodes that finished in each of ``POINTS`` equal parts of a run.
-
-    A part in which none did repeats the one before; None until the first. Episodes of an iteration
-    count where it ended, those of one that overshoots in the last part.
-
-    Args:
-        finished: ``(steps of the run at the end of the iteration, return)`` of every episode.
-        total: the steps that were asked for.
-    """
-    parts: list[list[float]] = [[] for _ in range(POINTS)]
-    for timesteps, value in finished:
-        parts[min(POINTS - 1, (timesteps - 1) * POINTS // total)].append(value)
-    curve: list[float | None] = []
-    for part in parts:
-        before = curve[-1] if curve else None
-        curve.append(sum(part) / len(part) if part else before)
-    return curve
-
-
-def point_steps(total: int) -> list[float]:
-    """Environment steps at which the parts of a curve end."""
-    return [total * (k + 1) / POINTS for k in range(POINTS)]
 
 
 def _measured(job: Job, agent: Agent, name: str) -> dict[str, Any]:
@@ -237,53 +195,3 @@ def batch_gradients(
         returns += [episode.ret for episode in rollout.episodes]
         steps += rollout.n_valid
     return {name: torch.stack(rows) for name, rows in means.items()}, returns, steps
-
-
-class RunLog:
-    """Finished runs, a line of JSON each, in ``runs.jsonl`` of a directory; of nothing without one.
-
-    A line that cannot be read, such as one cut off by a crash, counts as not there.
-
-    Raises:
-        ConfigError: if the directory cannot be made, read or written.
-    """
-
-    def __init__(self, directory: Path | None) -> None:
-        self.path = None if directory is None else directory / "runs.jsonl"
-        self._known: dict[str, Result] = {}
-        if self.path is None:
-            return
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("a+b") as file:
-                self._read(file)
-        except OSError as error:
-            raise ConfigError(
-                f"cannot use {str(self.path)!r:.300}: {error.strerror or error}; give another --out"
-            ) from error
-
-    def _read(self, file: IO[bytes]) -> None:
-        file.seek(0)
-        text = file.read()
-        for line in text.splitlines():
-            try:
-                entry = json.loads(line)
-                self._known[entry["key"]] = entry["result"]
-            except (ValueError, TypeError, KeyError):
-                continue
-        if text and not text.endswith(b"\n"):
-            file.write(b"\n")
-
-    def find(self, job: Job) -> Result | None:
-        """The result of a job, where it has finished before."""
-        return self._known.get(job.key)
-
-    def add(self, job: Job, result: Result) -> None:
-        """Append a result, whole or not at all as far as a reader can tell."""
-        self._known[job.key] = result
-        if self.path is None:
-            return
-        with self.path.open("a") as file:
-            file.write(json.dumps({"key": job.key, "result": result}) + "\n")
-            file.flush()
-            os.fsync(file.fileno())

@@ -9,34 +9,18 @@ from functools import partial
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import torch
 from scipy import stats
 from torch import Tensor
 
+from upslope.statistics.contrasts import holm
+from upslope.statistics.intervals import LEVEL, Interval, mean_interval, t_quantile
 from upslope.theory.diagnostics import gradient_moments, gradient_snr
 
-LEVEL = 0.95
 ENOUGH_SEEDS = 5  # below, a t interval says too little of skewed returns to decide by
 HIGHER, LOWER, OPEN = "higher", "lower", "not distinguishable"
 FEW, CONSTANT, NOTHING = "refused: fewer than 5 seeds", "refused: no spread", "refused: no data"
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A number and its interval; None where there is none."""
-
-    value: float | None
-    low: float | None = None
-    high: float | None = None
-
-    @property
-    def ci(self) -> list[float] | None:
-        """``[low, high]``, or None."""
-        return None if self.low is None or self.high is None else [self.low, self.high]
-
-    def to_json(self) -> dict[str, Any]:
-        """Return mean and interval as JSON types."""
-        return {"mean": self.value, "ci95": self.ci}
 
 
 @dataclass(frozen=True)
@@ -69,22 +53,6 @@ class Difference:
         return {**self.plain(), "p_holm": self.p_holm, "ci_holm": holm, "verdict": self.verdict}
 
 
-def mean_interval(values: Sequence[float | None], level: float = LEVEL) -> Interval:
-    """Mean over seeds with Student's t interval; no interval of one value or of equal ones.
-
-    Equal values show no spread, which a t interval would take for certainty.
-    """
-    known = [value for value in values if value is not None]
-    if not known or len(known) < len(values):
-        return Interval(None)
-    n, mean = len(known), math.fsum(known) / len(known)
-    if n < 2 or min(known) == max(known):
-        return Interval(mean)
-    variance = math.fsum((value - mean) ** 2 for value in known) / (n - 1)
-    half = float(stats.t.ppf((1 + level) / 2, n - 1)) * math.sqrt(variance / n)
-    return Interval(mean, mean - half, mean + half)
-
-
 def paired_differences(rungs: Sequence[Sequence[float | None]]) -> list[Difference]:
     """Each rung minus the one below, over the seeds that they share.
 
@@ -107,23 +75,25 @@ def _paired(below: Sequence[float | None], here: Sequence[float | None]) -> Diff
 def with_verdicts(family: Sequence[Difference], alpha: float = 1 - LEVEL) -> list[Difference]:
     """Decide each difference by its interval, all of them together at level ``alpha``.
 
-    Holm's step-down procedure: by rising p, the k-th of m is tested at alpha / (m - k), k from 0,
-    until one is not rejected. A difference without a p-value counts as one that is not. With fewer
-    than five seeds nothing is decided.
+    Holm's step-down procedure; a difference without a p-value counts as one that is not rejected.
+    With fewer than five seeds nothing is decided.
 
     Source: Holm 1979, "A simple sequentially rejective multiple test procedure".
     """
-    decided = [replace(one, verdict=_refusal(one)) for one in family]
-    testable = [i for i, one in enumerate(decided) if one.verdict is None]
-    worst = 0.0
-    for rank, i in enumerate(sorted(testable, key=lambda i: family[i].p or 0.0)):
-        gaps, p, left = family[i].per_seed or [], family[i].p or 0.0, len(family) - rank
-        worst = max(worst, min(1.0, p * left))
-        decisive = mean_interval(gaps, 1 - alpha / left)
-        decided[i] = replace(
-            family[i], p_holm=worst, decisive=decisive, verdict=_verdict(worst < alpha, decisive)
-        )
-    return decided
+    refused = [_refusal(one) for one in family]
+    tested = zip(family, refused, strict=True)
+    p = [math.nan if why or one.p is None else one.p for one, why in tested]
+    corrected, left = holm(np.array(p))
+    return [
+        replace(one, verdict=why) if why else _decided(one, float(corrected[i]), alpha, left[i])
+        for i, (one, why) in enumerate(zip(family, refused, strict=True))
+    ]
+
+
+def _decided(one: Difference, p_holm: float, alpha: float, left: int) -> Difference:
+    decisive = mean_interval(one.per_seed or [], 1 - alpha / left)
+    verdict = _verdict(p_holm < alpha, decisive)
+    return replace(one, p_holm=p_holm, decisive=decisive, verdict=verdict)
 
 
 def _refusal(one: Difference) -> str | None:
@@ -187,7 +157,7 @@ def jackknife(statistic: Callable[[Tensor], float], n: int, level: float = LEVEL
         return Interval(None)
     centre = math.fsum(without) / n
     error = math.sqrt((n - 1) / n * math.fsum((value - centre) ** 2 for value in without))
-    half = float(stats.t.ppf((1 + level) / 2, n - 1)) * error
+    half = t_quantile(level, n - 1) * error
     return Interval(whole, whole - half, whole + half)
 
 

@@ -1,0 +1,1 @@
+"""Intervals, tests and the rule of a comparison: functions of numbers, which know no policies."""
