@@ -82,7 +82,7 @@ class TestSpaces:
 class TestHeader:
     def test_says_everything(self, agent: upslope.PPO, path: Path) -> None:
         header = read_header(path)
-        assert header["format"] == 1
+        assert header["format"] == 2
         assert header["algorithm"] == "ppo"
         assert header["environment"] == {
             "name": "CartPole-v1", "id": "CartPole-v1", "is_registered": True,
@@ -105,7 +105,8 @@ class TestHeader:
         _, tensors = read_model(path)
         state = agent.policy.state_dict()
         extra = tensors.keys() - state.keys()
-        assert extra == {"self_test.observations", "self_test.outputs", "self_test.values"}
+        parts = ("observations", "masks", "outputs", "values", "log_probs")
+        assert extra == {f"self_test.{part}" for part in parts}
         assert state.keys() <= tensors.keys()
         assert 1 <= len(tensors["self_test.observations"]) <= 8
         assert torch.equal(

@@ -10,24 +10,26 @@ import importlib.metadata
 import json
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, BinaryIO, NamedTuple
 
 from upslope.errors import first_line
+from upslope.runs.migrations import FORMAT, MIGRATIONS
 
-FORMAT = 1
 MAX_FILE_BYTES = 8 * 2**30
-MAX_HEADER_BYTES = 16 * 2**20
+MAX_HEADER_BYTES = 2 * 2**20  # parsed, the worst JSON takes about 30 times its bytes
 MAX_DEPTH = 64
+MAX_CONTAINERS = 100_000  # lists and objects: three for each tensor, few for the rest
 MAX_DIMS = 64
-
-# Format n -> the function that turns a header of format n into one of format n + 1.
-MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
+MAX_TENSORS = 2**14
 
 _ITEM_BYTES = {
-    "BOOL": 1, "U8": 1, "I8": 1, "I16": 2, "F16": 2, "BF16": 2,
-    "I32": 4, "F32": 4, "I64": 8, "F64": 8,
+    "BOOL": 1, "U8": 1, "I8": 1, "U16": 2, "I16": 2, "F16": 2, "BF16": 2,
+    "U32": 4, "I32": 4, "F32": 4, "U64": 8, "I64": 8, "F64": 8,
 }  # fmt: skip
+_STRING = re.compile(r'"(?:[^"\\]|\\.)*+(?:"|\\?\Z)', re.DOTALL)  # closed or not: never tried twice
+_STEPS = bytes.maketrans(b"[{]}", b"\2\2\0\0")  # a level up or down, plus one
+_NO_BRACKETS = bytes(set(range(256)) - set(b"[{]}"))
 _MAGIC = b'{"__metadata__":{"header_sha256":"'
 _DIGEST_AT = 8 + len(_MAGIC)
 _DIGEST_END = _DIGEST_AT + 64
@@ -82,6 +84,11 @@ def sealed_head(header: Mapping[str, Any], table: dict[str, Any], data: memoryvi
     blank = len(text).to_bytes(8, "little") + text
     digest = hashlib.sha256(blank).hexdigest().encode("ascii")
     return blank[:_DIGEST_AT] + digest + blank[_DIGEST_END:]
+
+
+def plainly(text: Any) -> str:
+    """Return a value from a file so that it can stand in a sentence: short, on one line."""
+    return "".join(c if c.isprintable() else "?" for c in str(text)[:80])
 
 
 def _version() -> str:
@@ -155,7 +162,7 @@ def _strict_json(text: str) -> Any:
     """Parse JSON that is bounded in depth, has no key twice and only finite numbers."""
     if len(text) > MAX_HEADER_BYTES:
         raise Refused(f"its header takes {len(text)} bytes, the most is {MAX_HEADER_BYTES}")
-    _check_depth(text)
+    _check_brackets(text)
     try:
         return json.loads(
             text,
@@ -167,20 +174,16 @@ def _strict_json(text: str) -> Any:
         raise Refused(f"its header is not JSON ({first_line(error)})") from error
 
 
-def _check_depth(text: str) -> None:
-    """Refuse JSON nested deeper than MAX_DEPTH, in one pass, before a recursive parser sees it."""
-    depth = 0
-    in_string = False
-    for match in re.finditer(r'\\.|["\[\]{}]', text, re.DOTALL):
-        token = match.group()
-        if token == '"':
-            in_string = not in_string
-        elif not in_string and token in "[{":
-            depth += 1
-            if depth > MAX_DEPTH:
-                raise Refused(f"its header nests deeper than {MAX_DEPTH} levels")
-        elif not in_string and token in "]}":
-            depth -= 1
+def _check_brackets(text: str) -> None:
+    """Refuse JSON of too many levels or containers, before a recursive parser makes any of them."""
+    import numpy as np  # here: what only asks for the version needs none of it
+
+    brackets = _STRING.sub("", text).encode("utf-8", "replace").translate(_STEPS, _NO_BRACKETS)
+    levels = np.cumsum(np.frombuffer(brackets, np.uint8).astype(np.int32) - 1)
+    if levels.max(initial=0) > MAX_DEPTH:
+        raise Refused(f"its header nests deeper than {MAX_DEPTH} levels")
+    if len(levels) > 2 * MAX_CONTAINERS:
+        raise Refused(f"its header has more than {MAX_CONTAINERS} lists and objects")
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -208,7 +211,8 @@ def _migrated(header: dict[str, Any]) -> dict[str, Any]:
         raise Refused(f"its format {written!r:.80} is not a whole number from 1")
     if written > FORMAT:
         raise Refused(
-            f"it was written by upslope {header.get('upslope_version')!s:.40} (format {written})"
+            f"it was written by upslope {plainly(header.get('upslope_version'))} (format"
+            f" {plainly(written)})"
             f" and this is upslope {_version()}, which reads up to format {FORMAT}",
             "upgrade upslope",
         )
@@ -224,6 +228,8 @@ def _migrated(header: dict[str, Any]) -> dict[str, Any]:
 
 def _entries(table: dict[str, Any]) -> list[Entry]:
     """Return the rows of a safetensors table in the order of their bytes, each checked alone."""
+    if len(table) > MAX_TENSORS:
+        raise Refused(f"it has {len(table)} tensors, the most is {MAX_TENSORS}")
     entries = [_entry(name, row) for name, row in table.items()]
     return sorted(entries, key=lambda entry: (entry.begin, entry.end))
 
