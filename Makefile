@@ -87,4 +87,6 @@ $(CORE): $(MADE) pyproject.toml constraints.txt
 
 $(DEV): $(CORE)
 	$(PIP_INSTALL) $(PIP_FLAGS) --no-build-isolation -e '.[dev]'
+	# Its settings files, which tests read; its own dependencies are not needed for that.
+	$(PIP_INSTALL) $(PIP_FLAGS) --no-deps rl_zoo3
 	@touch $@
