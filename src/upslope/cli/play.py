@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,14 +36,29 @@ def run(arguments: Sequence[str]) -> int:
     asked = parser().parse(arguments)
     if asked.video and not asked.video.endswith(".mp4"):
         raise ConfigError(f"--video {asked.video} must end in .mp4")
+    if asked.video:
+        _find_renderer()
     agent, _ = load_run(asked.run, asked.env)
 
     from upslope.runs.play import play
 
-    for number, episode in enumerate(
-        play(agent, asked.episodes, asked.seed, asked.video and Path(asked.video), asked.sampled), 1
-    ):
-        print(f"episode {number}: return {episode.ret:,.1f} in {episode.length} steps", flush=True)
-    if asked.video:
-        print(f"video    {asked.video}", file=sys.stdout)
+    video = Path(asked.video) if asked.video else None
+    played = play(agent, asked.episodes, asked.seed, video, asked.sampled)
+    try:
+        for number, episode in enumerate(played, 1):
+            returned = f"{episode.ret:,.1f} in {episode.length} steps"
+            print(f"episode {number}: return {returned}", flush=True)
+    except KeyboardInterrupt:
+        if video is not None and video.exists():
+            print(f"video    {video} (interrupted)")
+        raise
+    if video is not None:
+        print(f"video    {video}")
     return 0
+
+
+def _find_renderer() -> None:
+    """Have MuJoCo draw without a window where there is no display, unless the user says how."""
+    has_display = os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+    if sys.platform.startswith("linux") and not has_display and not os.environ.get("MUJOCO_GL"):
+        os.environ["MUJOCO_GL"] = "egl"
