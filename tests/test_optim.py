@@ -309,7 +309,7 @@ def test_moments_go_on_from_one_run_to_the_next() -> None:
     assert in_parts.steps == at_once.steps == 6
     assert not moved(policy, snapshot(twin))
     assert in_parts.state()["steps"] == 6
-    assert torch.equal(in_parts.state()["moments"][1], at_once.moments[1])
+    assert torch.equal(in_parts.moments[1], at_once.moments[1])
 
 
 def test_metrics_are_means_over_the_steps() -> None:

@@ -19,8 +19,8 @@ from upslope.cli.main import main
 from upslope.config import CONFIGS
 from upslope.envs import make as envs_make
 from upslope.errors import ConfigError
-from upslope.runs.directory import CLOCKS
 from upslope.runs.model_file import read_model
+from upslope.runs.progress import CLOCKS
 from upslope.training import THREADED_WORK, Event, threads_of, worthwhile_threads
 
 needs_envpool = pytest.mark.skipif(

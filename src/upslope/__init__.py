@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from upslope.helpers import check_env, evaluate_policy, make_vec_env
     from upslope.policies.actor_critic import ActorCritic
     from upslope.rollout import Rollout, collect, evaluate_rollout
+    from upslope.runs.resume import resume
     from upslope.training import Event
 
     __version__: str
@@ -64,6 +65,7 @@ __all__ = [
     "load",
     "make_vec_env",
     "policies",
+    "resume",
     "theory",
 ]
 
@@ -96,6 +98,7 @@ _HOME = {
     "Rollout": "rollout",
     "collect": "rollout",
     "evaluate_rollout": "rollout",
+    "resume": "runs.resume",
 }
 
 

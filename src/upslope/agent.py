@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,7 +32,11 @@ from upslope.seeding import SeedTree
 from upslope.training import Event, Training
 from upslope.trees import Tree, leaves
 
+if TYPE_CHECKING:
+    from upslope.runs.directory import RunDirectory
+
 log = logging.getLogger("upslope")
+OF_ENVIRONMENT = ("env_kwargs", "max_episode_steps")  # settings that another one need not know
 EVALUATION_ENVS = 16  # slots of an evaluation; fixed, so that a score depends on nothing else
 
 
@@ -136,8 +140,9 @@ class Agent:
     ) -> Self:
         """Train for ``total_timesteps`` more environment steps, in whole iterations.
 
-        The last iteration may overshoot. Ctrl-C raises KeyboardInterrupt after the iteration that
-        is running; the agent is then that of its end and stays usable. A second one stops at once.
+        The last iteration may overshoot. Ctrl-C raises KeyboardInterrupt: an update that is running
+        is finished first, a rollout is dropped. The agent is then that of the last whole iteration
+        and stays usable. A second one stops at once.
 
         Args:
             total_timesteps: environment steps, at least 1.
@@ -155,21 +160,50 @@ class Agent:
             training.count_anew()
         goal = training.timesteps + total_timesteps
         calls = arguments.as_list(callback)
+        directory: RunDirectory | None = None
+        if self.run_dir is not None:
+            from upslope.runs.directory import RunDirectory
+
+            path = self.run_dir
+            directory = RunDirectory.create(path, self, goal, callbacks=tuple(calls))
         with contextlib.ExitStack() as stack:
             if progress_bar:
                 from upslope.runs.live import LiveProgress
 
                 calls.append(stack.enter_context(LiveProgress(self, goal)))
-            if self.run_dir is not None:
-                from upslope.runs.directory import RunDirectory
+            self.train_to(goal, calls, directory)
+        return self
 
-                calls.append(stack.enter_context(RunDirectory.create(self.run_dir, self, goal)))
+    def train_to(
+        self, goal: int, callbacks: Sequence[Callback], directory: RunDirectory | None = None
+    ) -> None:
+        """Train until ``num_timesteps`` reaches ``goal``; what :meth:`learn` and a run's resume do.
+
+        Args:
+            goal: environment steps, counted as ``num_timesteps`` is.
+            callbacks: called after each iteration.
+            directory: where the run is written, if it is.
+        """
+        training, call_all = self.training, CallbackList(callbacks)
+        with contextlib.ExitStack() as stack:
+            if directory is not None:
+                stack.enter_context(directory)
             interrupted = stack.enter_context(interrupts())
-            call_all = CallbackList(calls)
+            training.envs.stop = interrupted
+            stack.callback(setattr, training.envs, "stop", ())
 
             def on_iteration(event: Event) -> bool:
-                goes_on = call_all(event)
-                if interrupted:
+                try:
+                    goes_on = call_all(event)
+                except Interrupted:  # in an evaluation, say: the iteration is whole all the same
+                    if directory is not None:
+                        directory.record(event, stops=True, is_cut=True)
+                    raise
+                stops = bool(interrupted)
+                if directory is not None:
+                    is_last = not goes_on or event.timesteps >= goal
+                    directory.record(event, is_last=is_last, stops=stops)
+                if stops:
                     raise Interrupted(interrupted[0])
                 return goes_on
 
@@ -179,12 +213,13 @@ class Agent:
                 if interrupted:  # the signal reached the workers first
                     raise Interrupted(interrupted[0]) from None
                 raise
+            if interrupted:  # as the last iteration was written
+                raise Interrupted(interrupted[0])
         over = training.timesteps - goal
         if over > 0:
             log.info(
                 "trained %d steps, %d more than asked: iterations are whole", goal + over, over
             )
-        return self
 
     def predict(
         self,
@@ -270,6 +305,8 @@ class Agent:
             vec="auto" if given else "sync",
             **environment_settings(config, own=env is None),
         )
+        if self._training is not None:
+            envs.stop = self._training.envs.stop  # an evaluation while training stops with it
         try:
             arguments.check_spaces(self.policy, envs.observation_space, envs.action_space)
             return evaluate(
@@ -388,10 +425,14 @@ def load(
 ) -> Agent:
     """Make an agent from a model file; nothing in the file is executed or imported.
 
+    The agent can learn on, on its own environment or another one (fine-tuning): weights and running
+    statistics are those of the file, the optimiser begins anew.
+
     Args:
         path: what ``agent.save`` wrote.
         env: an environment of the same spaces; by default the recorded one, if it is an id that
-            Gymnasium already has registered.
+            Gymnasium already has registered. Another one is made without the recorded
+            ``env_kwargs`` and ``max_episode_steps``.
         policy: the features factory, for a model that was made with one.
         settings: override recorded settings, e.g. ``device="cpu"`` or ``n_envs=1``.
 
@@ -403,9 +444,12 @@ def load(
     config = loaded.config({})
     if env is not None and not isinstance(env, str):
         config = config.for_other_environments()
+    own = dict(vars(config))
+    if not loaded.is_own(env):
+        own = {name: value for name, value in own.items() if name not in OF_ENVIRONMENT}
     agent = object.__new__(AGENTS[config.algorithm])
     agent._features, agent.run_dir = policy, None
-    config = type(config).from_settings({**vars(config), **settings})
+    config = type(config).from_settings(own | settings)
     agent._begin(loaded.source(env), config, loaded.policy)
     if env is not None:
         _ = agent.training

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from upslope.errors import ConfigError
+from upslope.seeding import SeedTree
 from upslope.training import WINDOW, Event
 
 Callback = Callable[[Event], bool | None]
@@ -47,7 +49,8 @@ class EvalCallback:
     """Evaluate every ``eval_freq`` steps on fresh seeds; add ``eval/mean_reward`` to the metrics.
 
     With ``best_model_save_path`` the best policy so far is saved there. The best of several noisy
-    scores is biased upwards, so evaluate that file again before quoting its score.
+    scores is biased upwards, so evaluate that file again before quoting its score; the episodes
+    that chose it are none that ``agent.evaluate`` plays.
     """
 
     def __init__(
@@ -65,11 +68,21 @@ class EvalCallback:
         self.best_mean_reward = float("-inf")
         self._schedule = _Every(eval_freq)
 
+    def state(self) -> dict[str, Any]:
+        """What a run continues from, as JSON types."""
+        return {"best": self.best_mean_reward, "passed": self._schedule.passed}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from what :meth:`state` returned."""
+        self.best_mean_reward = float(state["best"])
+        self._schedule.passed = int(state["passed"])
+
     def __call__(self, event: Event) -> bool:
         if not self._schedule.is_due(event.timesteps):
             return True
+        seed = SeedTree(event.agent.config.seed).integer("selection", event.iteration)
         sample = event.agent.evaluate_one_way(
-            self.n_eval_episodes, seed=event.iteration, deterministic=self.deterministic
+            self.n_eval_episodes, seed=seed, deterministic=self.deterministic
         )
         event.metrics["eval/mean_reward"] = sample.mean
         event.metrics["eval/mean_ep_length"] = float(sample.lengths.mean())
@@ -94,6 +107,14 @@ class CheckpointCallback:
         self.save_freq, self.save_path, self.name_prefix = save_freq, Path(save_path), name_prefix
         self._schedule = _Every(save_freq)
 
+    def state(self) -> dict[str, Any]:
+        """What a run continues from, as JSON types."""
+        return {"passed": self._schedule.passed}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from what :meth:`state` returned."""
+        self._schedule.passed = int(state["passed"])
+
     def __call__(self, event: Event) -> bool:
         if self._schedule.is_due(event.timesteps):
             name = f"{self.name_prefix}_{event.timesteps}_steps.safetensors"
@@ -105,9 +126,9 @@ class _Every:
     """Due once for each ``frequency`` steps; counts anew where a run does."""
 
     def __init__(self, frequency: int) -> None:
-        self._frequency, self._passed = frequency, 0
+        self._frequency, self.passed = frequency, 0
 
     def is_due(self, timesteps: int) -> bool:
         """Whether a multiple of the frequency was passed since the last call."""
-        before, self._passed = self._passed, timesteps // self._frequency
-        return self._passed > (before if self._passed >= before else 0)
+        before, self.passed = self.passed, timesteps // self._frequency
+        return self.passed > (before if self.passed >= before else 0)

@@ -9,8 +9,9 @@ time. Nothing here moves a weight or reads a random number.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -72,6 +73,15 @@ class GradientQuality:
         newest = max(1 / self.count, 1 / MEASUREMENTS)
         self.g2 += newest * (g2 - self.g2)
         self.trace += newest * (units.size * trace - self.trace)
+
+    def state(self) -> dict[str, Any]:
+        """The running means and their count, as JSON types."""
+        return {"g2": self.g2, "trace": self.trace, "count": self.count}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from what :meth:`state` returned."""
+        self.g2, self.trace = float(state["g2"]), float(state["trace"])
+        self.count = int(state["count"])
 
     def snr(self, mean_length: float | None) -> float:
         """SNR of the gradient of one episode (Eq. 12.2); may come out negative.

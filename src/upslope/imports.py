@@ -9,6 +9,8 @@ import gc
 import sys
 from collections.abc import Iterator
 
+from upslope.interrupts import handled_by, leave_at_once
+
 
 @contextlib.contextmanager
 def without_collections() -> Iterator[None]:
@@ -31,7 +33,7 @@ def imports_of_a_command() -> Iterator[None]:
     began this process, and what they hold is not for a command to keep.
     """
     is_ours = "torch" not in sys.modules
-    with without_collections():
+    with without_collections(), handled_by(leave_at_once):
         yield
         if is_ours:
             gc.freeze()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from upslope.envs.episodes import Episode
 from upslope.rollout import Rollout
@@ -19,6 +20,14 @@ class Notices:
     def __init__(self) -> None:
         self._said: set[str] = set()
         self._any_reward = False
+
+    def state(self) -> dict[str, Any]:
+        """What was said and seen so far, as JSON types."""
+        return {"said": sorted(self._said), "any_reward": self._any_reward}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from what :meth:`state` returned."""
+        self._said, self._any_reward = set(state["said"]), bool(state["any_reward"])
 
     def look(self, rollout: Rollout, recent: Sequence[Episode], is_normalised: bool) -> None:
         """Look at a rollout and the last finished episodes; ``is_normalised`` are the rewards."""

@@ -10,7 +10,7 @@ import contextlib
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,9 +22,11 @@ from upslope.config import Config
 from upslope.envs.episodes import Environments, Episode
 from upslope.errors import NonFiniteError
 from upslope.gradient_quality import GradientQuality, interval
+from upslope.interrupts import Interrupted
 from upslope.notices import Notices
 from upslope.optim.engines import planned_engine
 from upslope.policies.actor_critic import ActorCritic
+from upslope.policies.normalizer import is_blank
 from upslope.rollout import EvaluatedRollout, Rollout, collect, evaluate_rollout
 from upslope.trees import flatten_time, take
 
@@ -32,6 +34,9 @@ WINDOW = 100  # finished episodes that ep_rew_mean averages
 ASSUMED_EPISODE = 1000  # steps, where an environment states no limit
 THREADED_WORK = 8_000_000  # rows x weights of a gradient step, from which more threads pay
 ROWS_PER_RUN = 200  # of progress.csv, where log_interval is not given
+COUNTERS = (
+    "iteration", "timesteps", "episodes", "checkpoint_every", "log_every", "snr_every",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -70,6 +75,8 @@ class Training:
     recent: deque[Episode] = field(default_factory=lambda: deque(maxlen=WINDOW))
     seconds: dict[str, float] = field(default_factory=dict)
     notices: Notices = field(default_factory=Notices)
+    is_whole: bool = True  # False while an update moves the policy, and after one that failed
+    elapsed: float = 0.0  # seconds that it has been trained, in the processes before this one too
     quality: GradientQuality = field(init=False)
     _recent_means: dict[str, float] = field(init=False, default_factory=dict)
 
@@ -92,28 +99,32 @@ class Training:
     def _iterate(
         self, total_timesteps: int, on_iteration: Callable[[Event], bool], agent: Any
     ) -> None:
-        started, before = time.perf_counter(), self.timesteps
+        started, before, earlier = time.perf_counter(), self.timesteps, self.elapsed
         if self.iteration == 0:
             self._warm_up()
         goes_on, first = True, self.iteration  # filling a normaliser is no training
         while goes_on and (self.timesteps < total_timesteps or self.iteration == first):
-            if self.iteration and self.iteration % self.checkpoint_every == 0:
+            if self.iteration and self.is_scheduled:
                 self.restart_environments()
             progress_remaining = max(0.0, 1 - self.timesteps / total_timesteps)
             with self.phase("acting"):
-                rollout = self.learner.collect(self.envs)
+                rollout = self._collect()
             with self.phase("evaluate"):
                 evaluated = evaluate_rollout(self.policy, rollout)
             if self._measures_gradient(self.iteration + 1):
                 self._measure_gradient(rollout, evaluated)
+            self.is_whole = False
             with self.phase("update"), undone_on_failure(self.policy):
                 rng = self.envs.seeds.generator("minibatches", self.iteration)
                 update = self.learner.update(rollout, evaluated, progress_remaining, rng)
                 update |= self._move_normalizers(rollout)
             self._count(rollout)
+            self.is_whole = True
             with self.phase("logging"):
-                elapsed = time.perf_counter() - started
-                clocks = {"time_elapsed": elapsed, "fps": (self.timesteps - before) / elapsed}
+                spent = time.perf_counter() - started
+                self.elapsed = earlier + spent
+                fps = (self.timesteps - before) / spent
+                clocks = {"time_elapsed": self.elapsed, "fps": fps}
                 metrics = self._metrics(rollout, update, clocks)
                 event = Event(
                     self.iteration,
@@ -125,11 +136,65 @@ class Training:
                 )
                 goes_on = on_iteration(event)
 
+    def _collect(self) -> Rollout:
+        """One iteration's data; what a signal cuts off is dropped, and its episodes with it."""
+        try:
+            return self.learner.collect(self.envs)
+        except Interrupted:
+            self.restart_environments()
+            raise
+
     def count_anew(self) -> None:
         """Count steps and finished episodes from 0; iterations go on, and with them the streams."""
         self.timesteps = self.episodes = 0
+        self.elapsed = 0.0
         self.recent.clear()
         self._recent_means = {}
+
+    def state(self) -> dict[str, Any]:
+        """All of a run beside weights and moments, as JSON types, as of the end of an iteration."""
+        return {
+            **{name: getattr(self, name) for name in COUNTERS},
+            "recent": [list(episode) for episode in self.recent],
+            "recent_means": self._recent_means,
+            "seconds": {**self.phase_seconds(), "elapsed": self.elapsed},
+            "environments": self.envs.counters(),
+            "notices": self.notices.state(),
+            "quality": self.quality.state(),
+            "optimizers": {name: x.state() for name, x in self.learner.optimizers.items()},
+        }
+
+    def moments(self) -> dict[str, torch.Tensor]:
+        """The optimisers' moments, ``[d]`` each, by name."""
+        return {
+            f"{name}.{i}": moment
+            for name, optimizer in self.learner.optimizers.items()
+            for i, moment in enumerate(optimizer.moments)
+        }
+
+    def load_state(self, state: Mapping[str, Any], moments: Mapping[str, torch.Tensor]) -> None:
+        """Go on from what :meth:`state` and :meth:`moments` returned; episodes begin anew."""
+        for name in COUNTERS:
+            setattr(self, name, int(state[name]))
+        self.recent.extend(Episode(*episode) for episode in state["recent"])
+        self._recent_means = dict(state["recent_means"])
+        self.seconds = dict(state["seconds"])
+        self.elapsed = float(self.seconds.pop("elapsed"))
+        self.envs.seconds = self.seconds.pop("environment")
+        self.seconds["acting"] += self.envs.seconds
+        self.envs.set_counters(state["environments"])
+        self.notices.load_state(state["notices"])
+        self.quality.load_state(state["quality"])
+        for name, optimizer in self.learner.optimizers.items():
+            own = [moments[f"{name}.{i}"] for i in range(len(optimizer.moments))]
+            optimizer.load_state(state["optimizers"][name], own)
+        if not self.is_scheduled:  # a scheduled one is restarted by the loop, as in every run
+            self.restart_environments()
+
+    @property
+    def is_scheduled(self) -> bool:
+        """Whether the next iteration begins with the restart that the plan fixed beforehand."""
+        return self.iteration % self.checkpoint_every == 0
 
     def restart_environments(self) -> None:
         """Cut the running episodes and reseed: what a checkpoint does to every run."""
@@ -171,7 +236,10 @@ class Training:
     def _warm_up(self) -> None:
         """Fill the normalisers before the first iteration; steps count, episodes are cut."""
         policy, steps = self.policy, self.config.warmup_steps
-        if steps and (policy.obs_normalizer is not None or policy.reward_normalizer is not None):
+        normalizers = [
+            x for x in (policy.obs_normalizer, policy.reward_normalizer) if x is not None
+        ]
+        if steps and any(is_blank(normalizer) for normalizer in normalizers):
             with self.phase("acting"):
                 rollout = collect(self.envs, policy, n_steps=-(-steps // self.envs.n_envs))
             self.timesteps += rollout.n_valid

@@ -11,7 +11,7 @@ import pytest
 import upslope
 from upslope.cli.main import main
 from upslope.errors import ConfigError, ModelFileError
-from upslope.runs.directory import default_path, file_name
+from upslope.runs.description import default_path, file_name
 
 TINY = ("--n-envs=1", "--n-steps=8", "--batch-size=8", "--n-epochs=1", "--total-timesteps=8")
 TINY_SETTINGS = {"n_envs": 1, "n_steps": 8, "batch_size": 8, "n_epochs": 1}

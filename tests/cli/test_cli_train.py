@@ -15,8 +15,8 @@ import torch
 
 import upslope
 from upslope.config import CONFIGS
-from upslope.runs.directory import CLOCKS
 from upslope.runs.model_file import read_header, read_model
+from upslope.runs.progress import CLOCKS
 
 TINY = ["--n-envs=2", "--n-steps=32", "--batch-size=32", "--n-epochs=1", "--net-arch=8"]
 FEW = [*TINY, "--total-timesteps=128", "--episodes=2"]

@@ -81,7 +81,7 @@ def fault_of(command: str) -> str | None:
         if command not in LAB_COMMANDS:
             return f"no command {command!r} of the lab"
         name = f"lab_{command}"
-    module = import_module(f"upslope.cli.{name}")
+    module = import_module(f"upslope.cli.{name.replace('-', '_')}")
     try:
         parser = train_parser(algorithm) if name == "train" else module.parser()
         with contextlib.redirect_stdout(io.StringIO()):
@@ -145,7 +145,8 @@ def test_an_error_names_the_line_of_the_page(monkeypatch: pytest.MonkeyPatch) ->
         ("upslope eval runs/... --episodes 5", None),
         ("pip install .", None),
         ("make PYTHON=python3.12 test", None),
-        ("upslope export runs/... --format onnx", "no command 'export'"),
+        ("upslope exprt runs/... --format onnx", "no command 'exprt'"),
+        ("upslope export runs/... --formt onnx", "did you mean '--format'"),
         ("upslope train CartPole-v1 --gama 0.9", "did you mean '--gamma'"),
         ("upslope train CartPole-v1 --clip-range 0.1 --algo a2c", "does not know '--clip-range'"),
         ("upslope train CartPole-v1 --gamma 2", "gamma=2"),

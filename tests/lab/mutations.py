@@ -169,9 +169,8 @@ FAULTS = (
         "one version old",
         TABLE,
         "training:Training._iterate",
-        "rollout = self.learner.collect(self.envs)",
-        "rollout, self.ahead = getattr(self, 'ahead', None) or self.learner.collect(self.envs), "
-        "self.learner.collect(self.envs)",
+        "rollout = self._collect()",
+        "rollout, self.ahead = getattr(self, 'ahead', None) or self._collect(), self._collect()",
         ("ratio: version", "ratio: ratio"),
     ),
     Fault(

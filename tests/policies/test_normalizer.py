@@ -232,3 +232,11 @@ def test_statistics_are_in_the_state_and_where_the_returns_stood_is_not() -> Non
     other.load_state_dict(state)
     rewards = normal(5, 2, seed=1)
     assert torch.equal(other(rewards), normalizer(rewards))
+
+
+def test_truths_are_normalised_as_the_numbers_that_they_are() -> None:
+    truths = torch.tensor([[True, False], [True, True], [False, True]])
+    of_truths, of_numbers = (ObservationNormalizer((2,), 10.0) for _ in range(2))
+    of_truths.update(truths)
+    of_numbers.update(truths.double())
+    assert torch.equal(of_truths(truths), of_numbers(truths.double()))

@@ -19,8 +19,10 @@ import upslope
 from upslope.callbacks import EvalCallback
 from upslope.config import CONFIGS
 from upslope.errors import EnvironmentFaultError
-from upslope.runs.directory import CLOCKS, COLUMNS, RunDirectory
+from upslope.runs.checkpoint import numbers, set_aside
+from upslope.runs.directory import RunDirectory
 from upslope.runs.model_file import read_header
+from upslope.runs.progress import CLOCKS, COLUMNS
 
 needs_tensorboard = pytest.mark.skipif(
     importlib.util.find_spec("tensorboard") is None, reason="tensorboard is not installed"
@@ -64,6 +66,7 @@ class TestFiles:
         board = {"events.out.tfevents"} if importlib.util.find_spec("tensorboard") else set()
         assert names == {
             *("config.json", "run.json", "command.txt", "progress.csv", "model.safetensors"),
+            *("checkpoints", ".lock"),
             *board,
         }
 
@@ -121,7 +124,7 @@ class TestFiles:
     def test_the_model_is_the_final_policy(self, run: Any) -> None:
         loaded = upslope.load(run[0] / "model.safetensors")
         assert loaded.config.seed == 5
-        assert read_header(run[0] / "model.safetensors")["format"] == 1
+        assert read_header(run[0] / "model.safetensors")["format"] == 2
 
     @needs_tensorboard
     def test_tensorboard_has_the_same_numbers(self, run: Any) -> None:
@@ -246,8 +249,7 @@ class TestReturns:
         agent = upslope.PPO(Paying, n_envs=2, n_steps=32, batch_size=32, n_epochs=1)
         directory = RunDirectory.create(tmp_path / "run", agent, 512)
         directory.target_return = target
-        with directory:
-            agent.learn(512, directory)
+        agent.train_to(512, [], directory)
         state = read(tmp_path / "run" / "run.json")
         assert state["steps_to_return"] == steps  # 32 episodes an iteration, and 100 are needed
         if steps is None:
@@ -355,8 +357,7 @@ class TestPlaces:
         agent = ppo(tmp_path / "unused")
         agent.run_dir = None
         directory = RunDirectory.create(tmp_path / "run", agent, 64)
-        with directory:
-            agent.learn(64, directory)
+        agent.train_to(64, [], directory)
         score = agent.evaluate(3)
         directory.write_evaluation(score)
         assert read(tmp_path / "run" / "evaluation.json") == json.loads(json.dumps(score.to_json()))
@@ -374,3 +375,21 @@ def test_without_the_extra_there_is_no_events_file(
     assert "model.safetensors" in names
     assert not any(name.startswith("events") for name in names)
     assert read(tmp_path / "run" / "run.json")["state"] == "finished"
+
+
+@needs_tensorboard
+def test_after_a_resume_tensorboard_has_every_row_once(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = tmp_path / "run"
+    ppo(run, max_episode_steps=10, log_interval=1).learn(640)
+    for name in numbers(run / "checkpoints")[3:]:
+        set_aside(run / "checkpoints" / name)
+    for file in run.glob("events*"):  # the second process has a later clock
+        file.rename(file.with_name(re.sub(r"tfevents\.\d+", "tfevents.1", file.name)))
+    upslope.resume(run)
+    seen = EventAccumulator(str(run))
+    seen.Reload()
+    steps = [event.step for event in seen.Scalars("time/iterations")]
+    assert steps == [int(row["time/total_timesteps"]) for row in rows(run)]
+    assert len(list(run.glob("events*"))) == 2

@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from upslope.cli.evaluation_bar import evaluation_bar
-from upslope.cli.parser import Parser, whole_number
+from upslope.cli.parser import Parser, finite_number, whole_number
 from upslope.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -19,7 +18,9 @@ if TYPE_CHECKING:
 def parser() -> Parser:
     """Return the parser of ``upslope eval``."""
     made = Parser(
-        "upslope eval", "Evaluate a trained policy, with sampled actions and with the mode."
+        "upslope eval",
+        "Evaluate a trained policy on fresh episodes, with sampled actions and with the mode, "
+        "beside a random policy and the best checkpoint where the run kept one.",
     )
     made.add_argument("run", metavar="RUN", help="a run directory or a model file")
     made.add_argument("--episodes", type=whole_number(1), default=100, metavar="N",
@@ -34,6 +35,9 @@ def parser() -> Parser:
     made.add_argument(
         "--env", metavar="ENV", help="the environment, needed where it is the user's own"
     )
+    made.add_argument("--threshold", type=finite_number(), metavar="R",
+                      help="a return below it is a failure (default: the environment's "
+                      "registered reward threshold)")  # fmt: skip
     made.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     return made
 
@@ -43,10 +47,19 @@ def run(arguments: Sequence[str]) -> int:
     asked = parser().parse(arguments)
     agent, path = load_run(asked.run, asked.env)
 
+    from upslope.cli.final_evaluation import final_evaluation
     from upslope.cli.summary import score_lines
 
-    with evaluation_bar(2 * asked.episodes, quiet=asked.json) as progress:
-        score = agent.evaluate(asked.episodes, seed=asked.seed, progress=progress)
+    is_run = Path(asked.run).is_dir()
+    score = final_evaluation(
+        agent,
+        path.parent if is_run else None,
+        asked.episodes,
+        seed=asked.seed,
+        quiet=asked.json,
+    )
+    if asked.threshold is not None:
+        score = score.with_threshold(asked.threshold)
     if asked.json:
         print(json.dumps(score.to_json()))
     else:
@@ -60,6 +73,29 @@ def load_run(run: str, env: str | None, **settings: Any) -> tuple[Agent, Path]:
     Raises:
         ConfigError: no such run, or ``--env`` is needed, with the command to type.
     """
+    path = model_of(run)
+
+    from upslope.agent import load
+    from upslope.runs.model_file import read_header
+    from upslope.runs.policy_file import unnamed_environment
+
+    try:
+        agent = load(path, env, **settings)
+        if agent.source is None:
+            raise unnamed_environment(path, read_header(path)["environment"]["name"])
+    except ConfigError as error:
+        if "features factory" in str(error):
+            raise ConfigError(f"{error}; use upslope.load(path, policy=...) from Python") from None
+        raise
+    return agent, path
+
+
+def model_of(run: str) -> Path:
+    """Return the model file of a run directory, or the model file itself.
+
+    Raises:
+        ConfigError: there is none.
+    """
     path = Path(run)
     if path.is_dir():
         path = path / "model.safetensors"
@@ -67,23 +103,4 @@ def load_run(run: str, env: str | None, **settings: Any) -> tuple[Agent, Path]:
         raise ConfigError(
             f"{run} is no run directory with a model.safetensors and no model file: check the path"
         )
-
-    import gymnasium as gym
-
-    from upslope.agent import load
-    from upslope.runs.model_file import read_header
-
-    try:
-        agent = load(path, env, **settings)
-        if agent.source is None:
-            recorded = read_header(path)["environment"]["name"]
-            is_typed = ":" in recorded or recorded in gym.registry
-            raise ConfigError(
-                f"{path} was trained on {recorded}, which is not imported because a file says so: "
-                f"add --env {recorded if is_typed else 'FILE.py:FACTORY'}"
-            )
-    except ConfigError as error:
-        if "features factory" in str(error):
-            raise ConfigError(f"{error}; use upslope.load(path, policy=...) from Python") from None
-        raise
-    return agent, path
+    return path

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -12,12 +11,17 @@ from importlib import import_module
 
 from upslope.cli.parser import Parser
 from upslope.errors import ConfigError, UpslopeError, did_you_mean
-from upslope.interrupts import stop_at_once
+from upslope.interrupts import begin_command, end_command, stop_asked
 
 COMMANDS = {
     "train": "train a policy on an environment",
+    "resume": "finish a run that was interrupted or killed",
+    "verify-resume": "prove that a run resumes to the very same bits",
     "eval": "evaluate a trained policy on fresh episodes",
+    "compare": "train algorithms or settings with several seeds, and decide which is better",
     "play": "watch a trained policy, or film it",
+    "export": "write a trained policy as ONNX or .pt2, or its model card",
+    "report": "write a page about runs: curves, diagnosis, a film",
     "doctor": "look at an environment: what stands in the way of learning",
     "lab": "measure policy gradients against what theory says of them",
     "envs": "list the environments that are installed",
@@ -26,12 +30,13 @@ COMMANDS = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit code (also the console script)."""
+    is_process = arguments is None
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in arguments
     if debug:
         arguments.remove("--debug")
-    with contextlib.suppress(ValueError):  # outside the main thread, as in some tests
-        signal.signal(signal.SIGTERM, stop_at_once)
+    _open_closed_streams()
+    begin_command()
     try:
         return _command(arguments)(arguments[1:])
     except SystemExit as done:  # --help and --version
@@ -49,6 +54,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"upslope: {error}", file=sys.stderr)
         return error.exit_code
     except Exception as error:
+        if (number := stop_asked()) is not None:  # an import can turn a signal into its own error
+            print("upslope: interrupted", file=sys.stderr)
+            return 128 + number
         if debug:
             traceback.print_exc()
         else:
@@ -60,12 +68,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     finally:
         _flush()
+        if is_process:
+            end_command()
 
 
 def _command(arguments: Sequence[str]) -> Callable[[Sequence[str]], int]:
     name = arguments[0] if arguments else "--help"
     if name in COMMANDS:
-        return import_module(f"upslope.cli.{name}").run  # type: ignore[no-any-return]
+        return import_module(f"upslope.cli.{name.replace('-', '_')}").run  # type: ignore[no-any-return]
     if not name.startswith("-"):
         known = ", ".join(COMMANDS)
         raise ConfigError(
@@ -76,7 +86,24 @@ def _command(arguments: Sequence[str]) -> Callable[[Sequence[str]], int]:
     raise ConfigError(f"{name} needs a command: type `upslope --help`")
 
 
+def _open_closed_streams() -> None:
+    """Where a shell closed stdin, stdout or stderr (``2>&-``), put nothing in its place.
+
+    Its number would go to the next file that is opened, and Python's name for it is None.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(number, "w" if number else "r", closefd=False))
+
+
 def _flush() -> None:
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(BrokenPipeError, ValueError):
+        try:
             stream.flush()
+        except (OSError, ValueError):  # nobody reads, or its disk is full: Python would try again
+            with contextlib.suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

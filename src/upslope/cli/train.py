@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-import json
-import sys
-import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from upslope.cli.evaluation_bar import evaluation_bar
+from upslope.cli.eval import model_of
 from upslope.cli.parser import Parser, add_settings, finite_number, settings_given, whole_number
+from upslope.cli.session import Session
+from upslope.cli.settings_file import algorithm_asked, settings_from_file
 from upslope.config import CONFIGS
-from upslope.errors import ConfigError, did_you_mean
+from upslope.errors import ConfigError
 from upslope.imports import imports_of_a_command
+from upslope.runs.writers import check_trackers
+
+if TYPE_CHECKING:
+    from upslope.agent import Agent
+    from upslope.runs.directory import RunDirectory
 
 
 def parser(algorithm: str) -> Parser:
@@ -45,7 +48,15 @@ def parser(algorithm: str) -> Parser:
         help="tuned settings where there are some (default: auto)",
     )
     run.add_argument(
-        "--config", metavar="FILE", help="settings from a .toml or .json file; flags override it"
+        "--config",
+        metavar="FILE",
+        help="settings from a .toml or .json file, or the RL Zoo's .yml; flags override it",
+    )
+    run.add_argument(
+        "--from",
+        dest="from_model",
+        metavar="MODEL",
+        help="learn on from a model file or run directory, with its settings; flags override them",
     )
     run.add_argument(
         "--eval-freq",
@@ -60,6 +71,14 @@ def parser(algorithm: str) -> Parser:
         metavar="N",
         help="episodes of the final evaluation, 0 for none (default: 100)",
     )
+    run.add_argument(
+        "--track",
+        action="append",
+        nargs="?",
+        const="wandb",
+        metavar="{wandb,mlflow}",
+        help="send settings, rows, evaluation and model to a tracker (default: none; alone: wandb)",
+    )
     run.add_argument("--quiet", action="store_true", help="print nothing but errors")
     add_settings(made, CONFIGS[algorithm], leave_out=("preset",))
     return made
@@ -67,112 +86,59 @@ def parser(algorithm: str) -> Parser:
 
 def run(arguments: Sequence[str]) -> int:
     """Run the command and return its exit code."""
-    algorithm = _algorithm(arguments)
+    algorithm = algorithm_asked(arguments)
     asked = parser(algorithm).parse(arguments)
+    asked.track = list(check_trackers(asked.track or ()))
     config = CONFIGS[algorithm]
-    settings = _from_file(asked.config, algorithm) | settings_given(asked, config)
-
-    return _train(asked, algorithm, settings)
+    given = settings_given(asked, config)
+    file = settings_from_file(asked.config, algorithm, asked.env, given)
+    asked.env = file.env
+    asked.total_timesteps = asked.total_timesteps or file.total_timesteps
+    return _train(asked, algorithm, file.settings | given)
 
 
 def _train(asked: argparse.Namespace, algorithm: str, settings: dict[str, Any]) -> int:
     """Make everything, train, save, evaluate; whatever is wrong is said before the first step."""
     with imports_of_a_command():
-        from upslope.agent import AGENTS
-        from upslope.callbacks import EvalCallback, StopTrainingOnRewardThreshold
-        from upslope.cli.summary import train_summary
         from upslope.config import preset_timesteps
-        from upslope.runs.directory import BEST_MODEL, RunDirectory, default_path, exit_code
-        from upslope.runs.live import LiveProgress
+        from upslope.runs.description import default_path
+        from upslope.runs.directory import RunDirectory
 
     wanted = settings.pop("preset", "auto")
-    agent = AGENTS[algorithm](asked.env, preset=wanted, **settings)
+    agent = _agent(asked, algorithm, wanted, settings)
     source, config = agent.source, agent.config
     assert source is not None
     total = asked.total_timesteps or preset_timesteps(source.id, algorithm, wanted)
-    path = (
-        Path(asked.run_dir) if asked.run_dir else default_path(source.name, algorithm, config.seed)
-    )
-    directory = RunDirectory.create(path, agent, total)
-    callbacks: list[Any] = [directory]
-    if asked.stop_return is not None:
-        directory.target_return = asked.stop_return
-        callbacks.append(StopTrainingOnRewardThreshold(asked.stop_return))
-    if asked.eval_freq is not None:
-        best = directory.path / BEST_MODEL
-        callbacks.insert(0, EvalCallback(asked.eval_freq, best_model_save_path=best))
-    envs = agent.training.envs
-    title = f"{source.name} · {algorithm} · seed {config.seed} · {envs.n_envs} x {envs.engine.name}"
-    interrupted, score = False, None
-    with contextlib.ExitStack() as stack:
-        if not asked.quiet:
-            stream = sys.stderr if sys.stderr.isatty() else sys.stdout
-            live = stack.enter_context(LiveProgress(agent, total, stream, title))
-            callbacks.append(live)
-        try:
-            with directory:
-                agent.learn(total, callbacks)
-        except KeyboardInterrupt:
-            interrupted = True  # run.json has the exit code of the signal
-    if asked.episodes and not interrupted:
-        try:
-            with evaluation_bar(2 * asked.episodes, quiet=asked.quiet) as progress:
-                score = agent.evaluate(asked.episodes, progress=progress)
-        except KeyboardInterrupt as stopped:
-            directory.update(state="interrupted", exit_code=exit_code(stopped))
-            raise
-        directory.write_evaluation(score)
-    if not asked.quiet:
-        print(train_summary(agent, directory, score, asked.stop_return))
-    agent.close()
-    return int(directory.state["exit_code"])
+    named = default_path(source.name, algorithm, config.seed)
+    path = RunDirectory.place(Path(asked.run_dir) if asked.run_dir else named)
+    flags = ("stop_return", "eval_freq", "episodes", "from_model", "track")
+    command = {name: getattr(asked, name) for name in flags}
+
+    def directory(callbacks: Sequence[Any]) -> RunDirectory:
+        made = RunDirectory(path, agent, total, callbacks=callbacks, command=command)
+        if asked.stop_return is not None:
+            made.target_return = asked.stop_return
+        return made
+
+    def train(callbacks: Sequence[Any], directory: RunDirectory) -> None:
+        agent.train_to(total, callbacks, directory)
+
+    return Session(agent, total, path, command, asked.quiet, directory, train).run()
 
 
-def _algorithm(arguments: Sequence[str]) -> str:
-    """Look for ``--algo`` first, which decides what flags there are; a settings file may too."""
-    found: Any = "ppo"
-    for i, argument in enumerate(arguments):
-        flag, equals, value = argument.partition("=")
-        following = value if equals else arguments[i + 1] if i + 1 < len(arguments) else ""
-        if flag == "--algo":
-            found = following
-            break
-        if flag == "--config":
-            found = _read(following).get("algo", found)
-    if not isinstance(found, str) or found not in CONFIGS:
+def _agent(
+    asked: argparse.Namespace, algorithm: str, preset: str, settings: dict[str, Any]
+) -> Agent:
+    """A new agent, or one that learns on from a model."""
+    from upslope.agent import AGENTS, load
+
+    if asked.from_model is None:
+        return AGENTS[algorithm](asked.env, preset=preset, **settings)
+    path = model_of(asked.from_model)
+    agent = load(path, asked.env, **settings)
+    if agent.algorithm != algorithm:
         raise ConfigError(
-            f"--algo {found} is not one of {', '.join(CONFIGS)}{did_you_mean(str(found), CONFIGS)}"
+            f"{path} was trained by {agent.algorithm}, and weights do not change their algorithm: "
+            "leave --algo out"
         )
-    return found
-
-
-def _from_file(path: str | None, algorithm: str) -> dict[str, Any]:
-    if path is None:
-        return {}
-    settings = _read(path)
-    settings.pop("algo", None)
-    known = {name.replace("-", "_"): value for name, value in settings.items()}
-    CONFIGS[algorithm].from_settings(known)
-    return known
-
-
-def _read(path: str) -> dict[str, Any]:
-    """Read a settings file; nothing in it is evaluated."""
-    file = Path(path)
-    try:
-        text = file.read_text()
-        if file.suffix == ".json":
-            settings = json.loads(text)
-        elif file.suffix == ".toml":
-            settings = tomllib.loads(text)
-        else:
-            raise ConfigError(f"--config {path}: give a .toml or .json file")
-    except (OSError, ValueError) as error:
-        if isinstance(error, ConfigError):
-            raise
-        raise ConfigError(f"--config {path} cannot be read: {error}") from error
-    if isinstance(settings, dict) and {"settings", "algorithm"} <= set(settings):
-        return {**settings["settings"], "algo": settings["algorithm"]}  # config.json of a run
-    if not isinstance(settings, dict):
-        raise ConfigError(f"--config {path} must hold a table of settings, such as gamma = 0.98")
-    return settings
+    return agent

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -20,12 +21,14 @@ from numpy.typing import NDArray
 from upslope.envs.engines import Engine, allowed_now
 from upslope.envs.guard import EPISODE
 from upslope.errors import EnvironmentFaultError
+from upslope.interrupts import Interrupted
 from upslope.seeding import SeedTree
 from upslope.spaces import choice_sizes, mask_size
 from upslope.trees import Tree, map_tree, stack
 
 log = logging.getLogger("upslope")
 ENDLESS = 10_000
+COUNTERS = ("episodes_started", "rollouts", "restarts", "faults")  # all that a run continues from
 _NONE = np.zeros(0, dtype=np.int64)
 
 
@@ -100,6 +103,7 @@ class Environments:
         self._is_masked = mask_size(self.action_space) > 0
         self._said_outside = False
         self.seconds = 0.0  # spent in the environments
+        self.stop: Sequence[int] = ()  # signals that asked to stop, as they come
 
     @property
     def episode_start(self) -> NDArray[np.bool_]:
@@ -115,6 +119,15 @@ class Environments:
         """
         self.restarts += 1
         self._restart_is_due = True
+
+    def counters(self) -> dict[str, int]:
+        """The counters that every stream hangs on, as of the end of a rollout."""
+        return {name: getattr(self, name) for name in COUNTERS}
+
+    def set_counters(self, counters: Mapping[str, int]) -> None:
+        """Go on from what :meth:`counters` returned, with new episodes."""
+        for name in COUNTERS:
+            setattr(self, name, int(counters[name]))
 
     def begin_batch(self, n_episodes: int) -> None:
         """Start a batch of ``n_episodes`` numbered episodes: each gets a slot and is finished."""
@@ -137,7 +150,10 @@ class Environments:
         Raises:
             EnvironmentFaultError: if an environment raises, or an episode of a numbered batch does
                 not end within ``ENDLESS`` steps.
+            Interrupted: before the step, if a signal asked to stop.
         """
+        if self.stop:
+            raise Interrupted(self.stop[0])
         engine, active = self.engine, self._active
         started = time.perf_counter()
         obs, rewards, terminated, truncated, infos = engine.step(actions, active)

@@ -6,7 +6,7 @@ second after the step was recorded, and needs neither a compiler nor ``torch._dy
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 import torch
@@ -27,10 +27,14 @@ Stop = Callable[[Tensor], bool]  # told a step's metrics before it is taken
 
 
 class PureStep(Protocol):
-    """A gradient step as a function of tensors, and the numbers it takes."""
+    """A gradient step as a function of tensors, and the numbers it takes.
+
+    ``kind`` names the shapes of its arguments, in every process alike.
+    """
 
     numbers: list[Tensor]
     past: Past | None
+    kind: str
 
     def __call__(self, *tensors: Tensor) -> tuple[Tensor, ...]: ...
 
@@ -65,11 +69,21 @@ class TapeEngine:
 
     Args:
         give_up: told why, where a step cannot be replayed; it then runs eagerly for good.
+
+    ``seen`` says how many steps of each kind were taken, up to the first that was replayed, the one
+    used last at the end. Where it comes from the process that this one goes on from, the same steps
+    are replayed here, and the same kinds forgotten.
     """
 
     def __init__(self, give_up: Callable[[str], None]) -> None:
         self._give_up = give_up
         self._replays: dict[Hashable, _Replay] = {}
+        self.seen: dict[str, int] = {}
+        self._before: dict[str, int] = {}  # steps of another process
+
+    def go_on_from(self, seen: Mapping[str, int]) -> None:
+        """Take up what ``seen`` said in another process."""
+        self.seen, self._before = dict(seen), dict(seen)
 
     def run(
         self,
@@ -81,10 +95,39 @@ class TapeEngine:
         stop: Stop | None,
     ) -> Taken:
         """Take a step a minibatch; whatever may change what the step does is in ``key``."""
-        replay = self._replays.pop(key, None) or _Replay(self._give_up)
+        replay = self._replay(key, step.kind)
+        try:
+            return self._run(replay, step, state, columns, minibatches, stop)
+        finally:
+            self.seen[step.kind] = replay.calls
+
+    def _replay(self, key: Hashable, kind: str) -> _Replay:
+        """The replay of a key, the one used last at the end; of too many the oldest is dropped."""
+        before = self._before.pop(kind, 0)
+        replay = self._replays.pop(key, None) or _Replay(self._give_up, kind, before)
         self._replays[key] = replay
-        if len(self._replays) > MOST_TAPES:
+        self.seen[kind] = self.seen.pop(kind, 0)
+        if len(self.seen) > MOST_TAPES:
+            self._forget(next(iter(self.seen)))
+        if len(self._replays) > MOST_TAPES:  # of one kind, where a parameter was exchanged
             del self._replays[next(iter(self._replays))]
+        return replay
+
+    def _forget(self, kind: str) -> None:
+        """Drop what is known of a kind, here and in the process before."""
+        del self.seen[kind]
+        self._before.pop(kind, None)
+        self._replays = {key: x for key, x in self._replays.items() if x.kind != kind}
+
+    def _run(
+        self,
+        replay: _Replay,
+        step: PureStep,
+        state: State,
+        columns: Columns,
+        minibatches: Minibatches,
+        stop: Stop | None,
+    ) -> Taken:
         taken, history = 0, list[Tensor]()
         for steps in columns.chunks(minibatches):
             for some in replay.in_runs(steps):
@@ -100,14 +143,17 @@ class TapeEngine:
 
 
 class _Replay:
-    """One step's way from running eagerly over a recording to its replay."""
+    """One step's way from running eagerly over a recording to its replay.
 
-    def __init__(self, give_up: Callable[[str], None]) -> None:
-        self._give_up, self._calls = give_up, 0
-        self._is_refused = False
+    ``calls`` counts the steps until it is proven, ``seen`` those that another process took.
+    """
+
+    def __init__(self, give_up: Callable[[str], None], kind: str, seen: int) -> None:
+        self._give_up, self.kind, self.calls = give_up, kind, seen
+        self._was_proven = seen > EAGER_STEPS
+        self._is_refused = self._is_proven = False
         self._loop: Loop | None = None
         self._tape: Tape | None = None
-        self._is_proven = False
 
     def in_runs(self, steps: Steps) -> Iterator[Steps]:
         """Cut steps into those taken one by one, while the tape is not trusted, and the others."""
@@ -122,15 +168,19 @@ class _Replay:
         if self._is_proven:
             return self._replayed(step, state, steps)
         arguments = (*state, *step.numbers, *(column[0] for column in steps.columns))
-        self._calls += 1
-        if self._is_refused or self._calls < EAGER_STEPS:
+        self.calls += not self._was_proven
+        if self._is_refused or self.calls < EAGER_STEPS:
             *after, metrics = step(*arguments)
-        elif self._loop is None:
+        elif self.calls == EAGER_STEPS:
             *after, metrics = self._recorded(step, arguments, len(state))
         else:
+            if self._loop is None:  # it was recorded in the process that this one goes on from
+                self._recorded(step, arguments, len(state))
             *after, metrics = step(*arguments)
-            found, seen = self._replayed(step, state, steps)
-            self._prove((*after, metrics), (*found, seen[0]))
+            if self._loop is not None:
+                found, seen = self._replayed(step, state, steps)
+                if self._prove((*after, metrics), (*found, seen[0])) and self._was_proven:
+                    return found, seen
         return tuple(after), metrics[None]
 
     def _replayed(self, step: PureStep, state: State, steps: Steps) -> tuple[State, Tensor]:
@@ -166,11 +216,11 @@ class _Replay:
             self._refuse(str(error).strip().partition("\n")[0])
         return results
 
-    def _prove(self, expected: Sequence[Tensor], replayed: Sequence[Tensor]) -> None:
-        if numbers_agree(expected, replayed):
-            self._is_proven = True
-        else:
+    def _prove(self, expected: Sequence[Tensor], replayed: Sequence[Tensor]) -> bool:
+        self._is_proven = numbers_agree(expected, replayed)
+        if not self._is_proven:
             self._refuse("its replay gave other numbers: it reads something from outside")
+        return self._is_proven
 
     def _refuse(self, why: str) -> None:
         self._is_refused, self._loop = True, None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -107,6 +107,7 @@ class GradientStep:
         if self.engine == "eager":
             return run_eagerly(step, state, columns, minibatches, stop)
         key = step.key(None if minibatches.in_order else minibatches.rows.shape[2])
+        step.kind = repr(key[:3])
         step.metrics = self._metrics.setdefault(key[1:], step.metrics)  # whatever n_rows is
         if self.engine == "aot":
             try:
@@ -131,8 +132,14 @@ class GradientStep:
         self.engine = down
 
     def state(self) -> dict[str, Any]:
-        """Everything that continues this optimiser: its moments and step count."""
-        return {"moments": self.moments, "steps": self.steps}
+        """Everything beside the moments that continues this optimiser, as JSON types."""
+        return {"steps": self.steps, "engine": self.engine, "seen": dict(self._tapes.seen)}
+
+    def load_state(self, state: Mapping[str, Any], moments: Sequence[Tensor]) -> None:
+        """Go on from what :meth:`state` returned and from the moments, ``[d]`` each."""
+        self.moments = tuple(x.to(self._flat.vector) for x in moments)
+        self.steps, self.engine = int(state["steps"]), str(state["engine"])
+        self._tapes.go_on_from(state["seen"])
 
 
 class _Step:
@@ -150,6 +157,7 @@ class _Step:
         self.numbers = [self.number(value) for value in hyper.values()]
         self.metrics: list[str] = []
         self.past: Past | None = None
+        self.kind = ""
 
     def number(self, value: float) -> Tensor:
         """A number as a tensor without axes: in float64, which changes no result's dtype."""

@@ -59,7 +59,8 @@ class ObservationNormalizer(nn.Module):
 
     def forward(self, obs: Tensor) -> Tensor:
         """``[..., *shape]`` in any dtype to the same shape in float64; the policy casts it down."""
-        return ((obs - self.moments.mean) / self.moments.std()).clamp(-self.clip, self.clip)
+        numbers = obs.to(self.moments.mean.dtype)  # torch subtracts no truths
+        return ((numbers - self.moments.mean) / self.moments.std()).clamp(-self.clip, self.clip)
 
     def update(self, obs: Tensor) -> None:
         """Take in ``obs [N, *shape]``."""
@@ -144,3 +145,9 @@ class RewardNormalizer(nn.Module):
     def restart(self) -> None:
         """Forget where the running returns stood: every episode starts anew."""
         self.carry = self.carry.new_zeros(0)
+
+
+def is_blank(normalizer: nn.Module) -> bool:
+    """Whether a normaliser, or a part of it, has seen nothing yet."""
+    each = [module for module in normalizer.modules() if isinstance(module, RunningMoments)]
+    return any(float(moments.count) == 0 for moments in each)

@@ -2,39 +2,52 @@
 
 from __future__ import annotations
 
-import csv
+import contextlib
 import json
+import logging
 import os
-import re
 import shlex
-import subprocess
-import sys
+import shutil
 import time
-from datetime import UTC, datetime
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
-from upslope.errors import ConfigError, UpslopeError
-from upslope.runs.policy_file import versions
-from upslope.training import WINDOW, Event, threads_of
+from upslope.errors import ConfigError, ModelFileError, UpslopeError
+from upslope.interrupts import finished_first
+from upslope.runs.checkpoint import (
+    BEST,
+    CHECKPOINTS,
+    Checkpoint,
+    numbers,
+    remove_leftovers,
+    set_aside,
+)
+from upslope.runs.checkpoint_writer import CheckpointWriter, callback_states
+from upslope.runs.description import (
+    command_line,
+    describe,
+    now,
+    seconds_since_process_start,
+    unused,
+)
+from upslope.runs.durable import remove_temporaries, replace_file
+from upslope.runs.lock import LOCK, RunLock, check_free
+from upslope.runs.model_file import read_model, write_model
+from upslope.runs.progress import COLUMNS, ProgressFile, read_rows
+from upslope.runs.report import REPORT
+from upslope.runs.writers import RECORD, Trackers, open_writers
+from upslope.training import WINDOW, Event
 
 if TYPE_CHECKING:
     from upslope.agent import Agent
     from upslope.evaluation import Score
 
 CONFIG, RUN, PROGRESS = "config.json", "run.json", "progress.csv"
-MODEL, BEST_MODEL, EVALUATION = "model.safetensors", "best_model.safetensors", "evaluation.json"
-CLOCKS = ("time/time_elapsed", "time/fps")
-COLUMNS = (
-    "time/total_timesteps", "time/iterations", *CLOCKS,
-    "rollout/ep_rew_mean", "rollout/ep_rew_std", "rollout/ep_len_mean", "rollout/episodes",
-    "rollout/success_rate", "rollout/valid_share", "rollout/clipped_share",
-    "train/policy_gradient_loss", "train/value_loss", "train/entropy_loss", "train/approx_kl",
-    "train/clip_fraction", "train/clip_range", "train/clip_range_vf", "train/explained_variance",
-    "train/learning_rate", "train/grad_norm", "train/is_line_search_success",
-    "train/line_search_scale", "train/normalizer_kl", "train/gradient_snr",
-    "eval/mean_reward", "eval/mean_ep_length", "eval/success_rate",
-)  # fmt: skip
+MODEL, BEST_MODEL, EVALUATION = "model.safetensors", BEST, "evaluation.json"
+COMMAND = "command.txt"
+BEGINNING = {COMMAND, RUN, PROGRESS, CHECKPOINTS, RECORD}  # what is there before config.json
+log = logging.getLogger("upslope")
 
 
 def exit_code(error: BaseException) -> int:
@@ -43,109 +56,207 @@ def exit_code(error: BaseException) -> int:
     return int(getattr(error, "exit_code", otherwise))
 
 
-def default_path(env_name: str, algorithm: str, seed: int) -> Path:
-    """Return ``runs/<env>__<algo>__s<seed>__<stamp>`` with what file systems dislike replaced."""
-    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-    return unused(Path("runs") / f"{file_name(env_name)}__{algorithm}__s{seed}__{stamp}")
-
-
-def file_name(text: str) -> str:
-    """Return ``text`` as one harmless path component of at most 100 characters."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-.")[:100] or "env"
-
-
-def unused(path: Path) -> Path:
-    """Return ``path``, or the first of ``path-2``, ``path-3``, ... that does not exist."""
-    number, candidate = 1, path
-    while candidate.exists():
-        number += 1
-        candidate = path.with_name(f"{path.name}-{number}")
-    return candidate
-
-
 class RunDirectory:
-    """The files of one run, written as it goes on: a callback of ``learn`` and a context manager.
+    """The files of one run, written as it goes on; ``learn`` tells it of every iteration.
+
+    A context manager: it holds the directory's lock from its making to its end, writes checkpoint 0
+    as it is entered, and the policy and how the run ended as it is left.
 
     Args:
-        path: a directory that does not exist yet or is empty.
+        path: a directory that does not exist yet or is empty; or, with ``checkpoint``, a run's.
         agent: whose run it is.
         total_timesteps: the goal.
+        callbacks: those of ``learn``; what they remember goes into the checkpoints.
+        command: the flags that training itself does not know of, for whoever resumes the run.
+        is_tracked: False leaves out the trackers that ``command`` names.
+        checkpoint: where the run goes on; the rows after it are cut off progress.csv.
+        lock: the directory's, where it is held already.
 
     Raises:
         ConfigError: before any training, if the directory cannot be made or written, or is in use.
+        RunDirectoryBusyError: another process holds it.
     """
 
-    def __init__(self, path: Path, agent: Agent, total_timesteps: int) -> None:
-        self.path = path
-        self._agent, self._started = agent, time.time()
+    def __init__(
+        self,
+        path: Path,
+        agent: Agent,
+        total_timesteps: int,
+        *,
+        callbacks: Sequence[Any] = (),
+        command: Mapping[str, Any] | None = None,
+        is_tracked: bool = True,
+        checkpoint: Checkpoint | None = None,
+        lock: RunLock | None = None,
+    ) -> None:
+        self.path, self.callbacks = path, callbacks
+        self._agent, self._started = agent, time.monotonic()
+        self._command, self._is_tracked = dict(command or {}), is_tracked
         self.target_return: float | None = agent.source.reward_threshold if agent.source else None
-        self.state: dict[str, Any] = {
-            "state": "running",
-            "exit_code": None,
-            "total_timesteps": total_timesteps,
-            "started": _now(),
-            "finished": None,
-            "time_to_return": None,
-            "steps_to_return": None,
-            "return": None,
-        }
+        self.state = _state(total_timesteps, checkpoint)
+        self._earlier = 0.0 if checkpoint is None else float(self.state["seconds"] or 0.0)
+        self._lock, self._checkpoint = lock, checkpoint
+        self._board: Any = None
+        self.trackers = Trackers()
+        self._rows_written = 0
+        self._unwritten: Event | None = None
+        self.checkpoints = CheckpointWriter(
+            path, agent, self._facts, None if checkpoint is None else checkpoint.number
+        )
         try:
-            path.mkdir(parents=True, exist_ok=True)
-            if any(path.iterdir()):
-                raise ConfigError(f"the run directory {path} is not empty: give another --run-dir")
-            self._description = describe(agent, total_timesteps)
-            _write_json(path / CONFIG, self._description)
-            (path / "command.txt").write_text(shlex.join(_command()) + "\n")
-            self._write_state()
-            self._file: IO[str] = (path / PROGRESS).open("w", newline="")
-        except (OSError, ValueError) as error:
-            if isinstance(error, UpslopeError):
+            self._begin(total_timesteps)
+        except BaseException as error:
+            self._release()
+            if isinstance(error, UpslopeError) or not isinstance(error, OSError | ValueError):
                 raise
             reason = getattr(error, "strerror", None) or str(error)
             raise ConfigError(
                 f"cannot write the run directory {str(path)!r:.300}: {reason}; "
                 "give another --run-dir"
             ) from error
-        self._columns = (*COLUMNS, *(f"rollout/{key}" for key in agent.config.log_info))
-        self._rows = csv.DictWriter(self._file, self._columns, extrasaction="ignore", restval="")
-        self._rows.writeheader()
-        self._board: Any = None
-        self._rows_written = 0
-        self._unwritten: Event | None = None
+
+    def _begin(self, total_timesteps: int) -> None:
+        path = self.path
+        path.mkdir(parents=True, exist_ok=True)
+        if self._checkpoint is None and not (path / LOCK).exists():
+            self._check_empty()
+        self._lock = self._lock or RunLock(path)
+        remove_temporaries(path)
+        remove_leftovers(path / CHECKPOINTS)
+        self._description = describe(self._agent, total_timesteps, self._command)
+        if self._checkpoint is None:
+            self._check_empty()  # nobody was at work on it in between
+            shutil.rmtree(path / CHECKPOINTS, ignore_errors=True)
+            (path / COMMAND).write_text(shlex.join(command_line()) + "\n")
+        self._open_trackers()
+        if self._checkpoint is not None:
+            self._go_back(self._checkpoint)
+        self._write_state()
+        columns = (*COLUMNS, *(f"rollout/{key}" for key in self._agent.config.log_info))
+        place: dict[str, Any] = {"offset": 0, "waiting": []}
+        if self._checkpoint is not None:
+            place = self._checkpoint.state["progress"]
+        self._progress = ProgressFile(path / PROGRESS, columns, place["offset"], place["waiting"])
+
+    def _open_trackers(self) -> None:
+        """Open those that were asked for; a run that goes on does so without one that is gone."""
+        asked = (self._command.get("track") or ()) if self._is_tracked else ()
+        try:
+            self.trackers = open_writers(asked, self.path, self._description)
+        except ConfigError as error:
+            if self._checkpoint is None:
+                raise
+            log.warning("the run goes on without its trackers: %s", error)
+
+    def _go_back(self, checkpoint: Checkpoint) -> None:
+        """Take away what came after a checkpoint, and put the best model back that it knew."""
+        for name in (EVALUATION, REPORT):
+            (self.path / name).unlink(missing_ok=True)
+        best = self.path / BEST_MODEL
+        if checkpoint.best is not None:
+            replace_file(best, [checkpoint.best.read_bytes()], "best model")
+        else:
+            set_aside(best)
+        _write_json(self.path / CONFIG, self._description)
+
+    def _check_empty(self) -> None:
+        """Raise if there is more than what a start leaves that was killed before it could train."""
+        there = {entry.name for entry in self.path.iterdir()} - {LOCK}
+        has_begun = bool(there - BEGINNING) or not (self.path / LOCK).exists()
+        if PROGRESS in there and not has_begun:
+            has_begun = bool(read_rows(self.path / PROGRESS))
+        if there and (has_begun or len(numbers(self.path / CHECKPOINTS)) > 1):
+            raise ConfigError(f"the run directory {self.path} is not empty: give another --run-dir")
 
     @classmethod
-    def create(cls, path: Path, agent: Agent, total_timesteps: int) -> Self:
+    def create(cls, path: Path, agent: Agent, total_timesteps: int, **how: Any) -> Self:
         """Make a run directory at ``path``, or beside it where a run lies there already."""
-        if os.path.exists(path / CONFIG):  # False, where Path.exists raises, for a name too long
-            path = unused(path)
-        return cls(path, agent, total_timesteps)
+        return cls(cls.place(path), agent, total_timesteps, **how)
+
+    @staticmethod
+    def place(path: Path) -> Path:
+        """Return ``path``, or one beside it where a run lies there already.
+
+        Raises:
+            RunDirectoryBusyError: a process is at work on that run.
+        """
+        # os.path.exists is False, where Path.exists raises, for a name too long
+        if not os.path.exists(path / CONFIG):
+            return path
+        check_free(path)
+        return unused(path)
 
     def __enter__(self) -> Self:
+        try:
+            if self._checkpoint is None:
+                # scheduled: the undisturbed run begins here too
+                training = self._agent.training
+                self.checkpoints.write(training.iteration, is_scheduled=True)
+                if training.iteration and not training.is_scheduled:
+                    training.restart_environments()  # as whoever goes on from here has to
+                # last of all: where there is a config.json, there is a run to resume
+                _write_json(self.path / CONFIG, self._description)
+        except BaseException:
+            self._release()
+            raise
         return self
 
-    def __call__(self, event: Event) -> bool:
-        """Write a row every ``log_interval`` iterations; the last one gets one in any case."""
+    def record(
+        self, event: Event, *, is_last: bool = False, stops: bool = False, is_cut: bool = False
+    ) -> None:
+        """Take in one iteration; ``is_last`` ends the training, ``stops`` interrupts it here.
+
+        There is a row every ``log_interval`` iterations and a checkpoint at each scheduled one; the
+        last iteration, and one after which a signal stops the run, has both in any case. ``is_cut``
+        says that the signal cut a callback off, which no undisturbed run does.
+
+        Raises:
+            ModelFileError: a checkpoint cannot be written.
+        """
         self._note_return(event)
         self._note_engine()
         self._unwritten = event
+        training = self._agent.training
         was_evaluated = any(tag.startswith("eval/") for tag in event.metrics)
-        if was_evaluated or event.iteration % self._agent.training.log_every == 0:
+        is_due = event.iteration % training.log_every == 0
+        if is_due or was_evaluated or is_last or stops:
             self._write_row(event)
-        return True
+        if training.is_scheduled or is_last or stops:
+            scheduled = training.is_scheduled and not is_cut
+            self.checkpoints.write(event.iteration, is_scheduled=scheduled, is_last=is_last)
+        else:
+            self.checkpoints.keep_if_slow(event.iteration)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, _: object
     ) -> None:
         """Save the policy as it is and say how the run ended, whatever happened."""
-        try:
-            if self._unwritten is not None:
-                self._write_row(self._unwritten)
-            self._file.close()
+        with finished_first():
+            try:
+                if self._unwritten is not None:
+                    self._write_row(self._unwritten)
+                if isinstance(error, KeyboardInterrupt):
+                    self.checkpoints.write_last_whole()
+                self._progress.close()
+                self._save_policy()
+                if self._board is not None:  # last, as it may import only now
+                    self._board.close()
+            except ModelFileError as failed:
+                if error is None:
+                    error = failed
+                    raise
+                log.warning("%s", failed)  # what ended the run is said instead
+            finally:
+                self._say_how_it_ended(error)
+                self._release()
+
+    def _save_policy(self) -> None:
+        """Write the model file: the checkpoint's own, self-test and all, if nothing came after."""
+        before = self._checkpoint
+        if before is not None and before.number == self._agent.training.iteration:
+            replace_file(self.path / MODEL, [before.policy.read_bytes()], "model file")
+        else:
             self._agent.save(self.path / MODEL)
-            if self._board is not None:  # last, as it may import only now
-                self._board.close()
-        finally:
-            self._say_how_it_ended(error)
 
     def _say_how_it_ended(self, error: BaseException | None) -> None:
         interrupted = isinstance(error, KeyboardInterrupt)
@@ -155,23 +266,50 @@ class RunDirectory:
             state="finished" if error is None else "interrupted" if interrupted else "failed",
             exit_code=0 if error is None else exit_code(error),
             error=None if error is None else str(error),
-            finished=_now(),
-            seconds=time.time() - self._started,
+            finished=now(),
+            seconds=self.seconds,
             timesteps=training.timesteps,
             iterations=training.iteration,
             episodes=training.episodes,
             phase_seconds={name: round(spent, 6) for name, spent in phases.items()},
         )
 
+    @property
+    def seconds(self) -> float:
+        """Seconds that the run has taken, in all its processes."""
+        return self._earlier + time.monotonic() - self._started
+
     def write_evaluation(self, score: Score) -> None:
-        """Write evaluation.json, and the model file again with the score in its header."""
+        """Write the model file again with the score in its header, then evaluation.json."""
+        header, tensors = read_model(self.path / MODEL)
+        write_model(self.path / MODEL, {**header, "evaluation": score.to_json()}, tensors)
         _write_json(self.path / EVALUATION, score.to_json())
-        self._agent.save(self.path / MODEL, score)
+        self.trackers.add_evaluation(score.to_json())
 
     def update(self, **facts: Any) -> None:
-        """Add facts to run.json."""
+        """Add facts to run.json; where it cannot be written, what happened goes on happening."""
         self.state |= facts
-        self._write_state()
+        try:
+            self._write_state()
+        except ModelFileError as error:
+            log.warning("%s", error)
+
+    def _facts(self) -> dict[str, Any]:
+        """What state.json says of the files and of what is recorded in them."""
+        with contextlib.suppress(OSError):  # rows that the disk refuses wait in the state
+            self._progress.sync()
+        self.state["seconds"] = self.seconds
+        return {
+            "callbacks": callback_states(self.callbacks),
+            "progress": {"offset": self._progress.offset, "waiting": self._progress.waiting},
+            "run": self.state,
+            "target_return": self.target_return,
+            "config": self._description,
+        }
+
+    def _release(self) -> None:
+        if self._lock is not None:
+            self._lock.release()
 
     def _note_return(self, event: Event) -> None:
         """Remember when the 100-episode mean first reached the return that was asked for."""
@@ -180,7 +318,7 @@ class RunDirectory:
         if self.state["time_to_return"] is not None or self.target_return is None or not enough:
             return
         if mean is not None and mean >= self.target_return:
-            self.state["time_to_return"] = seconds_since_process_start()
+            self.state["time_to_return"] = self._earlier + seconds_since_process_start()
             self.state["steps_to_return"] = event.timesteps
             self.state["return"] = mean
 
@@ -189,95 +327,58 @@ class RunDirectory:
         engine = self._agent.training.gradient_step_engine
         if engine != self._description["gradient_step_engine"]:
             self._description["gradient_step_engine"] = engine
-            _write_json(self.path / CONFIG, self._description)
+            with contextlib.suppress(ModelFileError):  # it is a note; a full disk stops elsewhere
+                _write_json(self.path / CONFIG, self._description)
 
     def _write_row(self, event: Event) -> None:
-        self._rows.writerow({key: _number(value) for key, value in event.metrics.items()})
-        self._file.flush()
+        self._progress.write_row(event.metrics)
         self._unwritten = None
         if self._rows_written == 0:
             self._open_board()
         self._rows_written += 1
         if self._board is not None:
             self._board.add_scalars(event.metrics, event.timesteps)
+        self.trackers.add_scalars(event.metrics, event.timesteps)
 
     def _open_board(self) -> None:
         """Open the events file at the first row, where the extra is installed."""
         from upslope.runs.tensorboard import open_events
 
-        self._board = open_events(self.path)
+        again = self._checkpoint
+        first = None if again is None else again.state["training"]["timesteps"] + 1
+        self._board = open_events(self.path, first)
 
     def _write_state(self) -> None:
         _write_json(self.path / RUN, self.state)
 
 
-def describe(agent: Agent, total_timesteps: int) -> dict[str, Any]:
-    """Return config.json: the complete, resolved settings, and what they were resolved with."""
-    training, source = agent.training, agent.source
-    engine = training.envs.engine
-    training.plan(total_timesteps)
-    return {
-        "environment": {
-            "name": source.name if source else None,
-            "id": source.id if source else None,
-            "is_registered": bool(source and source.is_registered),
-            "reward_threshold": source.reward_threshold if source else None,
-        },
-        "engine": {
-            "name": engine.name,
-            "autoreset": engine.autoreset.value,
-            "established": getattr(engine, "established", None),
-        },
-        "gradient_step_engine": training.gradient_step_engine,
-        "algorithm": agent.config.algorithm,
+def _state(total_timesteps: int, checkpoint: Checkpoint | None) -> dict[str, Any]:
+    """What run.json says as a run begins, or goes on."""
+    fresh: dict[str, Any] = {
+        "state": "running",
+        "exit_code": None,
         "total_timesteps": total_timesteps,
-        "checkpoint_every": training.checkpoint_every,
-        "log_every": training.log_every,
-        "snr_every": training.snr_every,
-        "device": str(agent.policy.device),
-        "torch_threads": threads_of(agent.config, agent.policy),
-        "settings": agent.config.to_json(),
-        "versions": versions(),
-        "git_commit": _git_commit(),
+        "started": now(),
+        "finished": None,
+        "time_to_return": None,
+        "steps_to_return": None,
+        "return": None,
+        "seconds": None,
+        "resumed": [],
+    }
+    if checkpoint is None:
+        return fresh
+    kept = ("started", "time_to_return", "steps_to_return", "return", "seconds")
+    before = checkpoint.state["run"]
+    again = {"checkpoint": checkpoint.number, "scheduled": checkpoint.is_scheduled, "at": now()}
+    return {
+        **fresh,
+        **{name: before[name] for name in kept},
+        "resumed": [*before["resumed"], again],
     }
 
 
-def seconds_since_process_start() -> float:
-    """Seconds since this process started (Linux); elsewhere the processor time it has used."""
-    try:
-        ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
-        up = float(Path("/proc/uptime").read_text().split()[0])
-        return up - ticks / os.sysconf("SC_CLK_TCK")
-    except (OSError, ValueError, IndexError):
-        return time.process_time()
-
-
-def _number(value: float) -> str:
-    """Write a float so that it reads back as the same bits; integers without a point."""
-    return str(int(value)) if value == int(value) and abs(value) < 2**53 else repr(float(value))
-
-
-def _command() -> list[str]:
-    return (
-        ["upslope", *sys.argv[1:]]
-        if Path(sys.argv[0]).name in ("upslope", "__main__.py")
-        else sys.argv
-    )
-
-
-def _git_commit() -> str | None:
-    try:
-        asked = subprocess.run(
-            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=2, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return asked.stdout.strip() or None
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
-
-
 def _write_json(path: Path, content: Any) -> None:
-    path.write_text(json.dumps(content, indent=2, default=str) + "\n")
+    """Write JSON, whole or not at all, so that a reader at any moment sees one or the other."""
+    text = json.dumps(content, indent=2, default=str) + "\n"
+    replace_file(path, [text.encode()], path.name)

@@ -62,6 +62,13 @@ def write_synced(path: Path, parts: Sequence[bytes | memoryview]) -> None:
         os.fsync(file.fileno())
 
 
+def remove_temporaries(directory: Path) -> None:
+    """Remove what a process that died in the middle of a write left in ``directory``."""
+    for path in directory.glob(f".*{TEMPORARY_SUFFIX}"):
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+
 def sync_directory(directory: Path) -> None:
     """Make a rename in ``directory`` survive a power cut, if the file system can promise that."""
     if os.name == "nt":  # Windows opens no directories
