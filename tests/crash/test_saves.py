@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -156,8 +157,8 @@ def test_ten_thousand_checkpoints(tmp_path: Path) -> None:
     """Memory and descriptors stay flat, and the newest is whole after each."""
     from upslope.runs.checkpoint import KEEP, prune
 
-    shared = Path("/dev/shm")
-    root = Path(shutil.copytree(tmp_path, shared / tmp_path.name)) if shared.is_dir() else tmp_path
+    shared = Path("/dev/shm")  # in memory, where there is such a place
+    root = Path(tempfile.mkdtemp(dir=shared if shared.is_dir() else tmp_path))
     folder = root / "checkpoints"
     folder.mkdir()
     try:
@@ -173,7 +174,7 @@ def test_ten_thousand_checkpoints(tmp_path: Path) -> None:
         assert {descriptors for descriptors, _ in held} == {held[0][0]}
         assert held[-1][1] - held[1][1] < 4096  # kB
     finally:
-        shutil.rmtree(folder)
+        shutil.rmtree(root)
 
 
 def memory() -> int:

@@ -17,6 +17,7 @@ import pytest
 
 import upslope
 from upslope.runs.checkpoint import newest, read_checkpoint
+from upslope.runs.progress import read_rows
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="moments are read from /proc")
 GRACE = 5.0
@@ -112,8 +113,10 @@ def test_a_step_that_does_not_end(tmp_path: Path, env: str, vec: str, kind: sign
     assert code == 128 + kind
     assert said.count("\n") == 1
     assert "the run goes on from its newest checkpoint: upslope resume run" in said
-    found = newest(tmp_path / "run" / "checkpoints")
-    assert found.is_scheduled
+    found = newest(tmp_path / "run" / "checkpoints")  # of the last whole iteration
+    assert not found.is_scheduled
+    rows = read_rows(tmp_path / "run" / "progress.csv")
+    assert found.number == int(rows[-1]["time/iterations"])
     state = json.loads((tmp_path / "run" / "run.json").read_text())
     assert (state["state"], state["exit_code"]) == ("interrupted", code)
 
