@@ -678,3 +678,16 @@ class TestHelpers:
         with pytest.raises(AttributeError, match="PP0"):
             upslope.PP0  # noqa: B018
         assert (Path(upslope.__file__).parent / "py.typed").exists()
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [{"net_arch": (8,)}, {"activation_fn": "relu"}, {"norm_obs": True}, {"memory": "gru"}],
+)
+def test_a_model_does_not_change_its_network(tmp_path: Path, setting: dict[str, Any]) -> None:
+    agent = upslope.PPO("CartPole-v1", n_envs=2)
+    agent.save(tmp_path / "model.safetensors")
+    with pytest.raises(ConfigError, match=f"{next(iter(setting))} belongs to the weights of"):
+        upslope.load(tmp_path / "model.safetensors", **setting)
+    same = {name: getattr(agent.config, name) for name in setting}
+    upslope.load(tmp_path / "model.safetensors", gamma=0.5, **same).close()

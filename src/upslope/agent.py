@@ -37,6 +37,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("upslope")
 OF_ENVIRONMENT = ("env_kwargs", "max_episode_steps")  # settings that another one need not know
+OF_POLICY = (  # settings that a network's weights were made with
+    "net_arch", "activation_fn", "shared_network", "cnn", "memory", "memory_size", "action_dist",
+    "norm_obs", "clip_obs", "norm_reward", "clip_reward", "dtype",
+)  # fmt: skip
 EVALUATION_ENVS = 16  # slots of an evaluation; fixed, so that a score depends on nothing else
 
 
@@ -305,14 +309,20 @@ class Agent:
             vec="auto" if given else "sync",
             **environment_settings(config, own=env is None),
         )
-        if self._training is not None:
-            envs.stop = self._training.envs.stop  # an evaluation while training stops with it
+        timed: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
+        if self._training is not None:  # an evaluation while training stops with it
+            envs.stop, timed = self._training.envs.stop, self._training.phase("evaluation")
         try:
             arguments.check_spaces(self.policy, envs.observation_space, envs.action_space)
-            return evaluate(
-                self.policy, envs, n_episodes,
-                deterministic=deterministic, threshold=source.reward_threshold, progress=progress,
-            )  # fmt: skip
+            with timed:
+                return evaluate(
+                    self.policy,
+                    envs,
+                    n_episodes,
+                    deterministic=deterministic,
+                    threshold=source.reward_threshold,
+                    progress=progress,
+                )
         finally:
             if not given:
                 envs.close()
@@ -449,7 +459,15 @@ def load(
         own = {name: value for name, value in own.items() if name not in OF_ENVIRONMENT}
     agent = object.__new__(AGENTS[config.algorithm])
     agent._features, agent.run_dir = policy, None
-    config = type(config).from_settings(own | settings)
+    before, config = config, type(config).from_settings(own | settings)
+    for name in OF_POLICY:
+        if getattr(config, name) != getattr(before, name):
+            raise ConfigError(
+                f"{name} belongs to the weights of {os.fspath(path)}, which were made with "
+                f"{getattr(before, name)!r}: leave it out"
+            )
+    if loaded.policy.reward_normalizer is not None:
+        loaded.policy.reward_normalizer.gamma = config.gamma
     agent._begin(loaded.source(env), config, loaded.policy)
     if env is not None:
         _ = agent.training

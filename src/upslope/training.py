@@ -79,6 +79,7 @@ class Training:
     elapsed: float = 0.0  # seconds that it has been trained, in the processes before this one too
     quality: GradientQuality = field(init=False)
     _recent_means: dict[str, float] = field(init=False, default_factory=dict)
+    _phases: list[str] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
         self.quality = GradientQuality(by_row=self.config.rollout_steps is not None)
@@ -203,8 +204,8 @@ class Training:
             self.policy.reward_normalizer.restart()
 
     def phase(self, name: str) -> _Phase:
-        """Add the seconds a block takes to ``seconds[name]``."""
-        return _Phase(self.seconds, name)
+        """Add the seconds a block takes to ``seconds[name]``, and not to the block around it."""
+        return _Phase(self.seconds, self._phases, name)
 
     def phase_seconds(self) -> dict[str, float]:
         """Seconds per phase so far; the environment's are told apart from the acting around it."""
@@ -359,12 +360,19 @@ def undone_on_failure(policy: ActorCritic) -> Iterator[None]:
 
 
 class _Phase:
-    def __init__(self, seconds: dict[str, float], name: str) -> None:
-        self._seconds, self._name = seconds, name
+    def __init__(self, seconds: dict[str, float], running: list[str], name: str) -> None:
+        self._seconds, self._running, self._name = seconds, running, name
 
     def __enter__(self) -> None:
+        self._running.append(self._name)
         self._start = time.perf_counter()
 
     def __exit__(self, *_: object) -> None:
         spent = time.perf_counter() - self._start
-        self._seconds[self._name] = self._seconds.get(self._name, 0.0) + spent
+        self._running.pop()
+        self._add(self._name, spent)
+        if self._running:
+            self._add(self._running[-1], -spent)
+
+    def _add(self, name: str, spent: float) -> None:
+        self._seconds[name] = self._seconds.get(name, 0.0) + spent

@@ -264,3 +264,35 @@ class TestFlags:
 
 def _state(run: Path, number: int) -> Any:
     return json.loads((run / "checkpoints" / f"{number:06}" / "state.json").read_text())
+
+
+class TestWhatIsSaid:
+    def test_where_it_goes_on(self, upslope_command: Any, run: Path, here: Path) -> None:
+        killed = killed_after(run, 2, here / "killed")
+        rows = read_rows(killed / "progress.csv")
+        lost = int(rows[-1]["time/total_timesteps"]) - int(rows[1]["time/total_timesteps"])
+        said = upslope_command("resume", killed).out.splitlines()[0]
+        assert said == (
+            f"resume   from iteration 2, {rows[1]['time/total_timesteps']} steps; "
+            f"{lost} steps after it are trained again"
+        )
+
+    def test_exact_leaves_a_finished_run_alone(
+        self, upslope_command: Any, run: Path, here: Path
+    ) -> None:
+        shutil.copytree(run, here / "copy")
+        before = checkpoints(here / "copy")
+        assert "is finished" in upslope_command("resume", here / "copy", "--exact").out
+        assert checkpoints(here / "copy") == before
+
+    def test_the_way_on_after_an_interrupt(
+        self, upslope_command: Any, here: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        loud = [flag for flag in LONG_ENOUGH if flag != "--quiet"]
+        command = ["train", "CartPole-v1", "--run-dir", "broken", *loud]
+        said = TestInterrupted().interrupted(upslope_command, monkeypatch, 5, *command)
+        assert "next     upslope resume broken" in said.out
+        said = upslope_command("eval", killed_after(here / "broken", 4, here / "dead"), code=2).err
+        assert f"{here / 'dead'} has not finished" in said
+        assert f"type upslope resume {here / 'dead'}" in said
+        assert "checkpoints/000004" in said

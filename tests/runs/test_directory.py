@@ -14,12 +14,13 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
+from broken_runs import killed_after
 
 import upslope
 from upslope.callbacks import EvalCallback
 from upslope.config import CONFIGS
 from upslope.errors import EnvironmentFaultError
-from upslope.runs.checkpoint import numbers, set_aside
+from upslope.runs.checkpoint import numbers
 from upslope.runs.directory import RunDirectory
 from upslope.runs.model_file import read_header
 from upslope.runs.progress import CLOCKS, COLUMNS
@@ -383,8 +384,7 @@ def test_after_a_resume_tensorboard_has_every_row_once(tmp_path: Path) -> None:
 
     run = tmp_path / "run"
     ppo(run, max_episode_steps=10, log_interval=1).learn(640)
-    for name in numbers(run / "checkpoints")[3:]:
-        set_aside(run / "checkpoints" / name)
+    run = killed_after(run, int(numbers(run / "checkpoints")[2]), tmp_path / "killed")
     for file in run.glob("events*"):  # the second process has a later clock
         file.rename(file.with_name(re.sub(r"tfevents\.\d+", "tfevents.1", file.name)))
     upslope.resume(run)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 import signal
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from broken_runs import checkpoints, tiny, unlike
+from broken_runs import checkpoints, killed_after, tiny, unlike
 
 import upslope
 from upslope.callbacks import EvalCallback
@@ -121,12 +120,7 @@ def test_the_best_model_goes_back_with_the_checkpoint(tmp_path: Path) -> None:
     each = {n: read_checkpoint(run / "checkpoints" / f"{n:06}") for n in checkpoints(run)}
     bests = {n: found.best.read_bytes() for n, found in each.items() if found.best is not None}
     assert len(set(bests.values())) > 1, "it has to improve for this to say anything"
-    first = min(bests)
-    copy = tmp_path / "copy"
-    shutil.copytree(run, copy)
-    for number in each:
-        if number > first:
-            shutil.rmtree(copy / "checkpoints" / f"{number:06}")
+    copy = killed_after(run, min(bests), tmp_path / "copy")
     (copy / BEST_MODEL).write_bytes(b"of another branch")
     callback = EvalCallback(16, 3, best_model_save_path=copy / BEST_MODEL)
     upslope.resume(copy, callback=callback)
@@ -139,10 +133,7 @@ def test_a_second_learn_begins_where_a_resume_can(tmp_path: Path) -> None:
     agent.learn(48)  # three iterations, and boundaries are at even ones
     agent.run_dir = tmp_path / "run"
     agent.learn(112, reset_num_timesteps=False)
-    killed = tmp_path / "killed"
-    shutil.copytree(tmp_path / "run", killed)
-    for number in checkpoints(killed)[1:]:
-        shutil.rmtree(killed / "checkpoints" / f"{number:06}")
+    killed = killed_after(tmp_path / "run", 3, tmp_path / "killed")
     assert checkpoints(killed) == [3]
     upslope.resume(killed, exact=True)
     assert unlike(tmp_path / "run", killed) == []

@@ -99,8 +99,12 @@ def model_of(run: str) -> Path:
     path = Path(run)
     if path.is_dir():
         path = path / "model.safetensors"
-    if not os.path.exists(path):
+    if os.path.exists(path):
+        return path
+    kept = Path(run) / "checkpoints"
+    if kept.is_dir():
         raise ConfigError(
-            f"{run} is no run directory with a model.safetensors and no model file: check the path"
+            f"{run} has not finished, so it has no model.safetensors yet: type upslope resume "
+            f"{run}, or take a checkpoint of it, such as {kept / max(os.listdir(kept), default='')}"
         )
-    return path
+    raise ConfigError(f"{run} is neither a run directory nor a model file: check the path")

@@ -42,7 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SystemExit as done:  # --help and --version
         return done.code if isinstance(done.code, int) else 0 if done.code is None else 2
     except KeyboardInterrupt as stopped:
-        print("upslope: interrupted", file=sys.stderr)
+        notes = getattr(stopped, "__notes__", [])
+        print("; ".join(["upslope: interrupted", *notes]), file=sys.stderr)
         return getattr(stopped, "exit_code", 130)
     except BrokenPipeError:  # `upslope envs | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

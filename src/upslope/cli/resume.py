@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,13 +44,15 @@ def run(arguments: Sequence[str]) -> int:
 
     path = Path(asked.run)
     with reopen(path, asked.env, total_timesteps=asked.total_timesteps, exact=asked.exact) as again:
-        if again.is_trained and _is_over(path, again.command):
+        if again.is_over and _is_evaluated(path, again.command):
             if not asked.quiet:
                 print(
                     f"{path} is finished ({again.agent.num_timesteps:,} steps): "
                     "go on with --total-timesteps N"
                 )
             return 0
+        if not asked.quiet:
+            print(_where(again))
         return _session(again, asked.quiet).run()
 
 
@@ -65,14 +66,22 @@ def _session(again: Reopened, quiet: bool) -> Session:
     )  # fmt: skip
 
 
-def _is_over(path: Path, command: dict[str, Any]) -> bool:
+def _where(again: Reopened) -> str:
+    """One line: the checkpoint that the run goes on from, and what is done again."""
+    from upslope.runs.directory import PROGRESS
+    from upslope.runs.progress import read_rows
+
+    done = again.agent.num_timesteps
+    text = f"resume   from iteration {again.checkpoint.number}, {done:,} steps"
+    rows = read_rows(again.path / PROGRESS)
+    lost = int(rows[-1]["time/total_timesteps"]) - done if rows else 0
+    return text + (f"; {lost:,} steps after it are trained again" if lost > 0 else "")
+
+
+def _is_evaluated(path: Path, command: dict[str, Any]) -> bool:
     """Whether what comes after training was done too."""
-    from upslope.runs.directory import EVALUATION, RUN
+    from upslope.runs.directory import EVALUATION
     from upslope.runs.report import REPORT
 
-    try:
-        state = json.loads((path / RUN).read_bytes())["state"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
     evaluated = not command.get("episodes") or (path / EVALUATION).exists()
-    return state == "finished" and evaluated and (path / REPORT).exists()
+    return evaluated and (path / REPORT).exists()

@@ -93,6 +93,7 @@ class Session:
                 directory.write_evaluation(score)
         except KeyboardInterrupt as stopped:
             _note_interrupted(directory, stopped)
+            stopped.add_note(f"`upslope resume {directory.path}` evaluates it")
             raise
         return score
 

@@ -38,7 +38,8 @@ def train_summary(
     if score is not None:
         lines += score_lines(score)
     lines.append(f"run      {directory.path}")
-    lines.append(f"next     upslope play {directory.path}{_env_flag(agent)}")
+    command = "resume" if state["state"] == "interrupted" else "play"
+    lines.append(f"next     upslope {command} {directory.path}{_env_flag(agent)}")
     return "\n".join(lines)
 
 

@@ -92,12 +92,18 @@ def _made(agent: Agent, mode: str) -> Any:
 
 
 def _check_display(source: Source) -> None:
-    """Refuse a window of MuJoCo's where there is no display: GLFW would end the process."""
+    """Refuse a window where there is no display: MuJoCo's ends the process, pygame's shows nothing.
+
+    SDL_VIDEODRIVER names a driver of pygame that needs none.
+    """
     has_display = os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
-    if sys.platform.startswith("linux") and not has_display and _is_mujoco(source):
+    is_mujoco = _is_mujoco(source)
+    needs_one = is_mujoco or not os.environ.get("SDL_VIDEODRIVER")
+    if sys.platform.startswith("linux") and not has_display and needs_one:
+        also = ", with MUJOCO_GL=egl or osmesa set" if is_mujoco else ""
         raise ConfigError(
             "no window can be opened here (there is no DISPLAY): film instead with "
-            "--video FILE.mp4, with MUJOCO_GL=egl or osmesa set"
+            f"--video FILE.mp4{also}"
         )
 
 

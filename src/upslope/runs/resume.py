@@ -108,7 +108,8 @@ class Reopened:
             state = json.loads((self.path / RUN).read_bytes())["state"]
         except (OSError, ValueError, KeyError, TypeError):
             return False
-        return self.is_trained and state == "finished"
+        recorded = self.checkpoint.state["run"]["total_timesteps"]
+        return state == "finished" and (self.is_trained or self.total_timesteps == recorded)
 
     def recorded_callbacks(self) -> list[Any]:
         """Those that the recorded command stands for."""

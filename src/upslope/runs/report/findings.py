@@ -84,10 +84,12 @@ def no_episode_finished(record: Record) -> Finding | None:
     finished = record.values(EPISODES)
     if not finished or finished[-1] > 0:
         return None
+    n_envs = record.config.get("settings", {}).get("n_envs") or 1
     return Finding(
         "no episode finished",
-        f"0 episodes ended in {record.steps:,.0f} steps, so there is no return to report",
-        "train longer, or end endless episodes with --max-episode-steps",
+        f"0 episodes ended in {record.steps:,.0f} steps, {record.steps / n_envs:,.0f} in each of "
+        f"{n_envs} environments, so there is no return to report",
+        "train longer, or with fewer --n-envs; end endless episodes with --max-episode-steps",
     )
 
 

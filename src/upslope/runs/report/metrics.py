@@ -181,5 +181,6 @@ PHASES: Mapping[str, str] = {
     "evaluate": "values and log-probabilities of a rollout",
     "gradient_quality": "measuring the gradient's signal to noise",
     "update": "gradient steps",
+    "evaluation": "evaluations on the way",
     "logging": "metrics, files and the display",
 }
