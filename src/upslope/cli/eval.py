@@ -107,4 +107,6 @@ def model_of(run: str) -> Path:
             f"{run} has not finished, so it has no model.safetensors yet: type upslope resume "
             f"{run}, or take a checkpoint of it, such as {kept / max(os.listdir(kept), default='')}"
         )
-    raise ConfigError(f"{run} is neither a run directory nor a model file: check the path")
+    raise ConfigError(
+        f"{run} is no run directory with a model.safetensors and no model file: check the path"
+    )

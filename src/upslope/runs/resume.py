@@ -18,7 +18,7 @@ from upslope.errors import ConfigError, ModelFileError
 from upslope.policies.encoders import FeaturesFactory
 from upslope.runs.checkpoint import CHECKPOINTS, Checkpoint, cpu, newest, numbers, set_aside
 from upslope.runs.checkpoint_writer import callback_name
-from upslope.runs.directory import BEST_MODEL, CONFIG, PROGRESS, RUN, RunDirectory
+from upslope.runs.directory import BEST_MODEL, CONFIG, MODEL, PROGRESS, RUN, RunDirectory
 from upslope.runs.lock import RunLock
 from upslope.runs.model_file import read_header
 from upslope.runs.policy_file import unnamed_environment, versions
@@ -103,13 +103,14 @@ class Reopened:
 
     @property
     def is_over(self) -> bool:
-        """Whether its process knew, too, that all was trained: its files say so already."""
+        """Whether its process knew, too, that all was trained: its files are there and say so."""
         try:
             state = json.loads((self.path / RUN).read_bytes())["state"]
         except (OSError, ValueError, KeyError, TypeError):
             return False
         recorded = self.checkpoint.state["run"]["total_timesteps"]
-        return state == "finished" and (self.is_trained or self.total_timesteps == recorded)
+        is_saved = state == "finished" and (self.path / MODEL).exists()
+        return is_saved and (self.is_trained or self.total_timesteps == recorded)
 
     def recorded_callbacks(self) -> list[Any]:
         """Those that the recorded command stands for."""
