@@ -690,4 +690,11 @@ def test_a_model_does_not_change_its_network(tmp_path: Path, setting: dict[str, 
     with pytest.raises(ConfigError, match=f"{next(iter(setting))} belongs to the weights of"):
         upslope.load(tmp_path / "model.safetensors", **setting)
     same = {name: getattr(agent.config, name) for name in setting}
-    upslope.load(tmp_path / "model.safetensors", gamma=0.5, **same).close()
+    upslope.load(tmp_path / "model.safetensors", **same).close()
+
+
+def test_another_discount_reaches_the_reward_normaliser(tmp_path: Path) -> None:
+    upslope.PPO("CartPole-v1", n_envs=2, norm_reward=True).save(tmp_path / "model.safetensors")
+    again = upslope.load(tmp_path / "model.safetensors", gamma=0.5)
+    assert again.policy.reward_normalizer.gamma == 0.5
+    again.close()

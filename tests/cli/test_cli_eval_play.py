@@ -249,6 +249,17 @@ class TestPlay:
         assert "--video" in said
         assert "Traceback" not in said
 
+    def test_no_display_at_all(
+        self, upslope_command: Command, run: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Where pygame would take a driver of its own that shows nothing to anybody."""
+        monkeypatch.setattr(sys, "platform", "linux")
+        for name in ("DISPLAY", "WAYLAND_DISPLAY", "SDL_VIDEODRIVER"):
+            monkeypatch.delenv(name, raising=False)
+        said = upslope_command("play", run, "--episodes=1", code=2)
+        assert "there is no DISPLAY): film instead with --video FILE.mp4" in said.err
+        assert said.out == ""
+
     def test_ctrl_c_leaves_a_film_that_plays(
         self, upslope_process: Callable[..., Any], here: Path, run: Path
     ) -> None:

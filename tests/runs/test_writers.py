@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from broken_runs import killed_after
 
 from upslope.cli.main import main
 from upslope.errors import ConfigError
 from upslope.runs import writers
 from upslope.runs.tensorboard import Events
+from upslope.runs.verify import verify_resume
 from upslope.runs.writers import (
     ScalarWriter,
     Trackers,
@@ -279,6 +281,49 @@ class TestARunOfTheCommandLine:
         assert self.train("--track", "--episodes=0") == 2
         assert self.train("--episodes=0") == 0
         assert [path.name for path in Path().iterdir()] == ["run"]
+
+    def resumed(self) -> Any:
+        """The run as if its process had died in the middle, finished by the command line."""
+        killed_after(Path("run"), 0, Path("killed"))
+        return main(["resume", "killed", "--quiet"])
+
+    def test_rows_come_once_though_a_part_is_trained_again(
+        self, installed: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        fake = Fake()
+        monkeypatch.setitem(writers._OPEN, "wandb", lambda *_: fake)
+        assert self.train("--track", "--episodes=0", "--log-interval=1") == 0
+        sent = [step for kind, *_, step in fake.told if kind == "add_scalars"]
+        assert len(sent) == 10
+        fake.told.clear()
+        assert self.resumed() == 0
+        assert [what[0] for what in fake.told] == ["add_model", "end"]
+
+    def test_a_replay_tells_nobody(self, installed: Any) -> None:
+        assert self.train("--track", "--episodes=0") == 0
+        installed.clear()
+        verify_resume(Path("run"))
+        assert installed == {}
+
+    def test_a_resume_goes_on_without_one_that_is_gone(
+        self, installed: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        assert self.train("--track", "--episodes=0") == 0
+
+        def refuse(*_: Any) -> Any:
+            raise ValueError("no key")
+
+        monkeypatch.setitem(writers._OPEN, "wandb", refuse)
+        assert self.resumed() == 0
+        assert "the run goes on without its trackers" in caplog.text
+        assert json.loads(Path("killed/run.json").read_text())["state"] == "finished"
+
+    def test_a_start_that_was_killed_is_given_again(self, installed: Any) -> None:
+        Path("run").mkdir()
+        for name, content in ((".lock", "{}"), ("tracking.json", '{"wandb": "its-own-name"}')):
+            (Path("run") / name).write_text(content)
+        assert self.train("--track", "--episodes=0") == 0
+        assert installed["wandb"][2] == "its-own-name"
 
 
 WHOLE_RUN = """
