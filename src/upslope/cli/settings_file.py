@@ -124,4 +124,5 @@ def _text(path: str) -> str:
     except (OSError, ValueError) as error:
         if isinstance(error, ConfigError):
             raise
-        raise ConfigError(f"--config {path} cannot be read: {error}") from error
+        reason = getattr(error, "strerror", None) or first_line(error)
+        raise ConfigError(f"--config {path} cannot be read: {reason}; check the path") from error
