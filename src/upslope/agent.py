@@ -26,7 +26,7 @@ from upslope.interrupts import Interrupted, interrupts
 from upslope.policies.actor_critic import ActorCritic
 from upslope.policies.encoders import FeaturesFactory
 from upslope.policies.make import check_readable, find_device, make_policy
-from upslope.rollout import check_buffer
+from upslope.recorder import check_buffer
 from upslope.runs.policy_file import load_model, save_model
 from upslope.seeding import SeedTree
 from upslope.training import Event, Training

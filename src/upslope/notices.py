@@ -6,6 +6,8 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from upslope.envs.episodes import Episode
 from upslope.rollout import Rollout
 
@@ -31,10 +33,10 @@ class Notices:
 
     def look(self, rollout: Rollout, recent: Sequence[Episode], is_normalised: bool) -> None:
         """Look at a rollout and the last finished episodes; ``is_normalised`` are the rewards."""
-        rewards = rollout.rewards * rollout.valid
-        nonzero = int(rewards.count_nonzero())
+        rewards = np.abs(rollout.rewards.numpy(force=True)) * rollout.valid.numpy(force=True)
+        nonzero = int(np.count_nonzero(rewards))
         self._any_reward |= nonzero > 0
-        size = float(rewards.abs().sum()) / nonzero if nonzero else 1.0
+        size = float(rewards.sum()) / nonzero if nonzero else 1.0
         if not is_normalised and not SMALL <= size <= LARGE:
             self._say(
                 "reward scale",

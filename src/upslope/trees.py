@@ -56,6 +56,8 @@ def concatenate(trees: Sequence[Tree]) -> Tree:
 
 def to_torch(tree: Tree, device: torch.device) -> Tree:
     """Turn a numpy tree into tensors on ``device`` (without a copy on the CPU), dtypes kept."""
+    if device.type == "cpu":
+        return map_tree(_tensor, tree)
     return map_tree(lambda x: _tensor(x).to(device), tree)
 
 

@@ -17,7 +17,7 @@ import upslope
 
 Start = Callable[..., subprocess.Popen[str]]
 LONG = ["--n-steps=32", "--batch-size=32", "--n-epochs=1", "--net-arch=8", "-n", "100000000",
-        "--log-interval=1", "--run-dir=run"]  # fmt: skip
+        "--compile=never", "--log-interval=1", "--run-dir=run"]  # fmt: skip
 
 
 def wait_for_rows(process: subprocess.Popen[str], run: Path, rows: int = 2) -> None:

@@ -308,6 +308,8 @@ def autoreset_mode(env: VectorEnv[Any, Any, Any]) -> AutoresetMode:
 def _check_batch(layout: Tree, obs: Tree, name: str) -> None:
     """Raise unless observations ``[B, ...]`` have the structure and shapes of their space."""
     if isinstance(layout, np.ndarray):
+        if isinstance(obs, np.ndarray) and (obs.shape, obs.dtype) == (layout.shape, layout.dtype):
+            return
         if np.shape(obs) != layout.shape:
             raise EnvironmentFaultError(
                 f"the {name} engine gave observations of shape {np.shape(obs)}, and their space "
@@ -333,10 +335,16 @@ def _check_batch(layout: Tree, obs: Tree, name: str) -> None:
 
 def allowed_now(engine: Engine, obs: Tree) -> NDArray[np.bool_] | None:
     """Return which choices are allowed in ``obs [B, ...]``: ``[B, n_mask]``, None if all are."""
-    space, size = engine.observation_space, mask_size(engine.action_space)
-    if size and isinstance(space, gym.spaces.Dict) and MASK_KEY in space.spaces:
-        return np.asarray(obs[MASK_KEY]).reshape(engine.n_envs, size).astype(bool)
+    if shows_mask(engine):
+        return np.asarray(obs[MASK_KEY]).reshape(engine.n_envs, -1).astype(bool)
     return engine.mask
+
+
+def shows_mask(engine: Engine) -> bool:
+    """Whether the mask of an action space that has one is a part of the observations."""
+    space = engine.observation_space
+    is_part = isinstance(space, gym.spaces.Dict) and MASK_KEY in space.spaces
+    return is_part and mask_size(engine.action_space) > 0
 
 
 def _masks_of_vector(env: VectorEnv[Any, Any, Any]) -> Callable[[], Any] | None:

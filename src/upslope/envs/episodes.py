@@ -18,12 +18,12 @@ import numpy as np
 from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
-from upslope.envs.engines import Engine, allowed_now
+from upslope.envs.engines import Engine, allowed_now, shows_mask
 from upslope.envs.guard import EPISODE
 from upslope.errors import EnvironmentFaultError
 from upslope.interrupts import Interrupted
 from upslope.seeding import SeedTree
-from upslope.spaces import choice_sizes, mask_size
+from upslope.spaces import choice_sizes, observation_bytes
 from upslope.trees import Tree, map_tree, stack
 
 log = logging.getLogger("upslope")
@@ -100,7 +100,8 @@ class Environments:
         self._last = 0
         self._restart_is_due = True
         self._choices = np.cumsum([0, *choice_sizes(self.action_space)])[:-1]
-        self._is_masked = mask_size(self.action_space) > 0
+        self._shows_mask = shows_mask(self.engine)
+        self.observation_bytes = observation_bytes(self.observation_space)
         self._said_outside = False
         self.seconds = 0.0  # spent in the environments
         self.stop: Sequence[int] = ()  # signals that asked to stop, as they come
@@ -177,7 +178,7 @@ class Environments:
         elif self._valid is not self._every:
             self._valid = self._every
         row = Row(rewards, terminated, truncated, valid, ended, final_obs, lost)
-        if self._is_masked:
+        if self._shows_mask or engine.mask is not None:
             self._find_mask()
         self.seconds += time.perf_counter() - started
         if active is not None and self.episode_step.max() >= ENDLESS:

@@ -8,6 +8,9 @@ dropped later by ``valid``.
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -98,7 +101,7 @@ def td_errors(
 
     Eq: 7.2, 7.4. Source: Sutton 1988.
     """
-    return rewards + gamma * (1 - terminated.to(rewards.dtype)) * next_values - values
+    return rewards + gamma * (1 - _numbers(terminated, rewards)) * next_values - values
 
 
 def gae(
@@ -129,8 +132,13 @@ def gae(
     Eq: 8.1, 8.3, 8.4. Source: Schulman et al. 2016, "High-dimensional continuous control using
     GAE", eq. 16.
     """
-    delta = td_errors(rewards, values, next_values, terminated, gamma)
-    return _discounted_sum(delta, gamma * gae_lambda * (1 - done.to(rewards.dtype)))
+    rewards, values, next_values, terminated, done = _by_numpy(
+        rewards, values, next_values, terminated, done
+    )
+    with np.errstate(all="ignore"):  # as torch: what is not finite is refused by the update
+        delta = td_errors(rewards, values, next_values, terminated, gamma)
+        carry = gamma * gae_lambda * (1 - _numbers(done, rewards))
+        return torch.as_tensor(_discounted_sum(delta, carry))
 
 
 def lambda_returns(
@@ -225,7 +233,7 @@ def batch_baseline(
     return baseline
 
 
-def standardize(x: Tensor, valid: Tensor, epsilon: float = 1e-8) -> Tensor:
+def standardize(x: Tensor, valid: Tensor, epsilon: float = 1e-8, dim: int | None = None) -> Tensor:
     """(x - mean) / (std + epsilon) over the valid rows.
 
     std is the sample one (divisor n - 1), 0 for one row.
@@ -234,18 +242,23 @@ def standardize(x: Tensor, valid: Tensor, epsilon: float = 1e-8) -> Tensor:
         x: any shape, e.g. ``[T, B]``.
         valid: same shape, bool or 0/1; rows outside get finite numbers without meaning.
         epsilon: added to the standard deviation, so that constant input gives 0.
+        dim: an axis, each stretch along which is standardised by itself; by default all is one.
 
     Returns:
         Shape of ``x``, without unit.
 
     Eq: 6.7. Source: as in Stable-Baselines3's PPO; it rescales and slightly turns the gradient.
     """
+
+    def total(y: Tensor) -> Tensor:
+        return y.sum() if dim is None else y.sum(dim, keepdim=True)
+
     weight = valid.to(x.dtype)
-    count = weight.sum().clamp(min=1)
+    count = total(weight).clamp(min=1)
     share = weight / count
-    centred = x - (x * share).sum()
-    centred = centred - (centred * share).sum()  # or a constant's rounding gets unit size
-    variance = (centred.square() * weight).sum() / (count - 1).clamp(min=1)
+    centred = x - total(x * share)
+    centred = centred - total(centred * share)  # or a constant's rounding gets unit size
+    variance = total(centred.square() * weight) / (count - 1).clamp(min=1)
     return centred / (variance.sqrt() + epsilon)
 
 
@@ -253,11 +266,29 @@ def _discounted_sum(x: Tensor, carry: Tensor) -> Tensor:
     """Return g with g_t = x_t + carry_t g_{t+1} and g_T = 0, in log2(T) passes over whole tensors.
 
     After the pass with shift s every row holds the sum over its next 2s rows, and ``carry`` the
-    product of the next 2s for the rows that have as many.
+    product of the next 2s for the rows that have as many. Tensors, or NumPy's arrays.
     """
+    given: Any = x
+    join: Any = torch.cat if isinstance(given, Tensor) else np.concatenate
     total, carry, shift = x, carry[:-1], 1
     while shift < len(x):
-        total = torch.cat([total[:-shift] + carry * total[shift:], total[-shift:]])
+        total = join([total[:-shift] + carry * total[shift:], total[-shift:]])
         carry = carry[:-shift] * carry[shift:]
         shift *= 2
     return total
+
+
+def _by_numpy(*tensors: Tensor) -> tuple[Any, ...]:
+    """The tensors as NumPy's arrays, where these do: the same bits, and a call starts sooner.
+
+    What follows is written for both, and typed for tensors.
+    """
+    if any(x.requires_grad or x.device.type != "cpu" for x in tensors):
+        return tensors
+    return tuple([x.numpy() for x in tensors])
+
+
+def _numbers(x: Any, like: Tensor) -> Tensor:
+    """``x``, truths or numbers, in the dtype of ``like``."""
+    changed: Tensor = x.to(like.dtype) if isinstance(x, Tensor) else x.astype(like.dtype)
+    return changed
