@@ -26,6 +26,7 @@ from upslope.gradient_quality import MEASUREMENTS, UNITS, GradientQuality, inter
 from upslope.lab import moments
 from upslope.policies.memory import Past
 from upslope.rollout import EvaluatedRollout, Rollout, evaluate_rollout
+from upslope.theory.returns import standardize
 from upslope.trees import flatten_time, take
 
 needs_tensorboard = pytest.mark.skipif(
@@ -467,13 +468,18 @@ class TestWhatIsMeasured:
         assert float(weighed.weights.mean()) == pytest.approx(0, abs=1e-12)
         assert float(weighed.weights.std()) == pytest.approx(1, abs=1e-6)
         assert not torch.equal(weighed.advantages, weighed.weights)
-        batches: list[Tensor] = []
+        seen: list[Any] = []
         optimizer = agent.training.learner.optimizers["all"]
         run = optimizer.run
-        optimizer.run = lambda batch, *rest, **named: (  # type: ignore[method-assign]
-            batches.append(batch["weights"]), run(batch, *rest, **named))[1]  # fmt: skip
+        optimizer.run = lambda batch, minibatches, *rest: (  # type: ignore[method-assign]
+            seen.extend([batch, minibatches]), run(batch, minibatches, *rest))[1]  # fmt: skip
         agent.training.learner.update(data.rollout, data.evaluated, 1.0, np.random.default_rng(0))
-        assert torch.equal(batches[0], flatten_time(weighed.advantages))
+        batch, minibatches = seen
+        assert len(minibatches) > 4
+        for k, rows in enumerate(minibatches.rows.flatten(0, 1)):
+            own = flatten_time(weighed.advantages)[rows]
+            expected = standardize(own, torch.ones_like(own))
+            assert torch.allclose(batch["weights"].values[k], expected, rtol=0, atol=1e-6)
 
     @pytest.mark.parametrize("every", [1, 3])
     def test_it_is_that_of_the_policy_before_the_update(self, every: int) -> None:

@@ -18,7 +18,8 @@ from upslope.algorithms import make_learner
 from upslope.algorithms.ppo import Learner
 from upslope.config import PPOConfig
 from upslope.errors import ConfigError, NonFiniteError
-from upslope.optim import FlatParameters, GradientStep, Minibatches, adam, rmsprop
+from upslope.optim import FlatParameters, GradientStep, Minibatches, PerStep, adam, rmsprop
+from upslope.optim.rules import adam_numbers, rmsprop_numbers
 from upslope.policies.actor_critic import ActorCritic
 from upslope.rollout import collect, evaluate_rollout
 
@@ -289,14 +290,51 @@ def test_steps_equal_those_of_torch(rule: str, theirs: str, clip: float | None) 
         assert torch.allclose(one, other, rtol=0, atol=1e-12)
 
 
+def test_columns_are_gathered_as_steps_read_them() -> None:
+    order = Minibatches.shuffled(np.random.default_rng(0), (5, 2), 4, 3)
+    numbers = torch.arange(10.0)
+    gathered, valid = order.gather(numbers, torch.ones(10))
+    assert gathered.shape == valid.shape == (9, 4)
+    for epoch in range(3):
+        mine = slice(3 * epoch, 3 * epoch + 3)
+        assert sorted(gathered[mine][valid[mine] > 0].tolist()) == numbers.tolist()
+        assert valid[mine].sum(1).tolist() == [4, 4, 2]
+    assert not Minibatches.shuffled(np.random.default_rng(0), (5, 2), 5, 3).is_padded
+
+
+@pytest.mark.parametrize("engine", ["eager", "tape"])
+def test_a_column_of_its_own_for_each_step(engine: str) -> None:
+    """The gradient of step k is values[k], however many steps are gathered at once."""
+    policy = policy_of()
+    start = torch.cat([p.detach().reshape(-1).clone() for p in policy.parameters()]).sum()
+    seen = torch.randn(30, 4, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+
+    def loss(policy: ActorCritic, batch: Any, hyper: Any) -> Any:
+        weight = (batch["own"] * torch.arange(4.0, dtype=torch.float64)).sum()
+        total = sum(p.sum() for p in policy.parameters())
+        return weight * total, {"own": weight}
+
+    step = GradientStep(policy, loss, rule="rmsprop", eps=1e6)  # nearly: gradient / eps
+    step.engine = engine
+    order = Minibatches.shuffled(np.random.default_rng(0), (10, 1), 5, 15)
+    batch = rows(10) | {"own": PerStep(seen)}
+    result = step.run(batch, order, {"learning_rate": 1e5})
+    weights = (seen * torch.arange(4.0)).sum(1)
+    assert result["own"] == pytest.approx(float(weights.mean()))
+    end = torch.cat([p.detach().reshape(-1) for p in policy.parameters()])
+    assert float(end.sum() - start) == pytest.approx(
+        -0.1 * len(end) * float(weights.sum()), rel=1e-4
+    )
+
+
 def test_rules_by_hand() -> None:
     gradient = torch.tensor([3.0, -0.5], dtype=torch.float64)
     zeros = torch.zeros(2, dtype=torch.float64)
-    above, below, (first, second) = adam(gradient, (zeros, zeros), 1, 0.0)
+    above, below, (first, second) = adam(gradient, (zeros, zeros), *adam_numbers(1, 0.0))
     assert torch.allclose(above / below, gradient.sign())
     assert torch.allclose(first, 0.1 * gradient)
     assert torch.allclose(second, 0.001 * gradient**2)
-    above, below, (second,) = rmsprop(gradient, (zeros,), 1, 0.0)
+    above, below, (second,) = rmsprop(gradient, (zeros,), *rmsprop_numbers(1, 0.0))
     assert torch.allclose(above / below, 10 * gradient.sign())
 
 
@@ -383,13 +421,17 @@ def test_what_stands_in_invalid_rows_changes_nothing() -> None:
         run = learner.optimizers["all"].run
 
         def disturbed(
-            batch: Any, *args: Any, run: Any = run, noise: float = noise, **more: Any
+            batch: Any, minibatches: Any, *args: Any, run: Any = run, noise: float = noise
         ) -> Any:
             off = batch["valid"] == 0
-            for name in ("weights", "targets", "values", "inputs"):
+            for name in ("targets", "log_prob", "inputs"):
                 batch[name] = batch[name].clone()
                 batch[name][off] += noise
-            return run(batch, *args, **more)
+            weights = batch["weights"].values.clone()
+            _, valid = minibatches.gather(batch["valid"], batch["valid"])
+            weights[valid == 0] += noise
+            batch["weights"] = PerStep(weights)
+            return run(batch, minibatches, *args)
 
         learner.optimizers["all"].run = disturbed  # type: ignore[method-assign]
         mine = dataclasses.replace(rollout, policy_version=twin.version)

@@ -600,6 +600,7 @@ PRIVATE = [
     "torch.jit:CompilationUnit",
     "torch:Tag",
 ]
+SWITCH = "torch._C:_jit_set_profiling_executor"  # only hurries
 
 
 @pytest.mark.parametrize("name", PRIVATE)
@@ -645,7 +646,16 @@ def test_every_private_name_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     real = torch_parts.part
     monkeypatch.setattr(torch_parts, "part", lambda path: asked.add(path) or real(path))
     assert take(policy_of(), regression).engine == "tape"
-    assert asked == set(PRIVATE)
+    assert asked == {*PRIVATE, SWITCH}
+
+
+def test_without_the_switch_the_tape_is_ready_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    reference = policy_of()
+    take(reference, regression)
+    remove(SWITCH, monkeypatch)
+    policy = policy_of()
+    assert take(policy, regression).engine == "tape"
+    assert torch.equal(weights_of(policy), weights_of(reference))
 
 
 def test_a_record_says_why_there_is_none() -> None:

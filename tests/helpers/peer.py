@@ -22,6 +22,7 @@ from torch import Tensor
 
 from upslope.envs.find import find_environment
 from upslope.envs.make import make_environments
+from upslope.optim.minibatches import Columns
 from upslope.policies.actor_critic import ActorCritic
 from upslope.rollout import EvaluatedRollout, Rollout, collect, evaluate_rollout
 
@@ -55,6 +56,11 @@ class Capture:
     def run(self, batch: Any, minibatches: Any, hyper: Any, until: Any = None) -> dict[str, float]:
         self.batch, self.minibatches, self.hyper = batch, minibatches, hyper
         return {"value_loss": 0.0}
+
+    def first_minibatch(self) -> Any:
+        """The columns that the loss of the first step would read."""
+        columns = Columns(self.batch)
+        return columns.batch_of(columns.first(self.minibatches))[0]
 
 
 class FixedOrder:

@@ -87,7 +87,7 @@ def test_rules_equal_those_of_torch_over_fifty_gradients(rule: str, eps: float) 
     scale = torch.logspace(-9, 3, 40, dtype=torch.float64)  # from far below eps to far above 1
     weights = torch.zeros(40, dtype=torch.float64, requires_grad=True)
     optimizer = step_of_torch(rule, weights, eps)
-    direct, n_moments = RULES[rule]
+    direct, n_moments, numbers = RULES[rule]
     ours = weights.detach().clone()
     moments = tuple(torch.zeros_like(ours) for _ in range(n_moments))
     for step in range(1, 51):
@@ -95,7 +95,7 @@ def test_rules_equal_those_of_torch_over_fifty_gradients(rule: str, eps: float) 
         gradient[step % 40] = 0.0
         weights.grad = gradient
         optimizer.step()
-        above, below, moments = direct(gradient, moments, step, eps)
+        above, below, moments = direct(gradient, moments, *numbers(step, eps))
         ours = ours - 0.01 * above / below
         assert (ours - weights.detach()).abs().max() < 1e-12
     assert ours.abs().min() > 1e-6

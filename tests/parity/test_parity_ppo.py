@@ -57,7 +57,7 @@ def assert_same_loss_and_gradient(
     update = learner.update(rollout, evaluated, 1.0, np.random.default_rng(0))
     if moved:
         move(policy, seed=5, scale=0.2)
-    loss, metrics = learner.loss(policy, capture.batch, capture.hyper)
+    loss, metrics = learner.loss(policy, capture.first_minibatch(), capture.hyper)
     ours = gradients(loss, policy)
 
     envs = plain_envs(task)

@@ -13,7 +13,7 @@ from torch import Tensor
 from upslope.algorithms.common import Update, Weighed, rows_of, scaled_rewards
 from upslope.config import PPOConfig, schedule_at
 from upslope.envs.episodes import Environments
-from upslope.optim import Batch, GradientStep, Hyper, Minibatches
+from upslope.optim import Batch, GradientStep, Hyper, Minibatches, PerStep
 from upslope.policies.actor_critic import ActorCritic
 from upslope.rollout import EvaluatedRollout, Rollout, check_fresh, collect
 from upslope.theory.diagnostics import approx_kl, clip_fraction, explained_variance
@@ -49,14 +49,13 @@ class Learner:
         """Weigh the rollout by GAE, then take ``n_epochs`` passes of clipped gradient steps."""
         config, policy = self.config, self.policy
         check_fresh(policy, rollout)
-        weighed = self.weigh(rollout, evaluated)
-        is_per_minibatch = config.normalize_advantage_over == "minibatch"
+        over = config.normalize_advantage_over if config.normalize_advantage else None
+        weighed = self._weighed(rollout, evaluated, over == "batch")
         batch = rows_of(
             rollout,
             evaluated,
             log_prob=evaluated.log_prob,
-            weights=weighed.advantages if is_per_minibatch else weighed.weights,
-            values=evaluated.values,
+            weights=weighed.weights,
             targets=weighed.targets,
         )
         hyper = {
@@ -65,9 +64,13 @@ class Learner:
         }
         if config.clip_range_vf is not None:
             hyper["clip_range_vf"] = schedule_at(config.clip_range_vf, progress_remaining)
+            batch["values"] = evaluated.values.reshape(-1)
         minibatches = Minibatches.shuffled(
             rng, rollout.valid.shape, config.batch_size, config.n_epochs, policy.has_memory
         )
+        if over == "minibatch":
+            weights, valid = minibatches.gather(batch["weights"], batch["valid"])
+            batch["weights"] = PerStep(standardize(weights, valid, dim=-1))
         until = None if config.target_kl is None else self._kl_is_too_large
         metrics = self.optimizers["all"].run(batch, minibatches, hyper, until)
         explained = explained_variance(evaluated.values, weighed.targets, rollout.valid)
@@ -78,6 +81,11 @@ class Learner:
 
         Where each minibatch is standardised, the update does it anew from the advantages.
         """
+        return self._weighed(rollout, evaluated, self.config.normalize_advantage)
+
+    def _weighed(
+        self, rollout: Rollout, evaluated: EvaluatedRollout, is_standardized: bool
+    ) -> Weighed:
         config = self.config
         advantages = gae(
             scaled_rewards(self.policy, rollout),
@@ -88,9 +96,7 @@ class Learner:
             config.gamma,
             config.gae_lambda,
         )
-        weights = advantages
-        if config.normalize_advantage:
-            weights = standardize(advantages, rollout.valid)
+        weights = standardize(advantages, rollout.valid) if is_standardized else advantages
         return Weighed(advantages, weights, advantages + evaluated.values)
 
     def loss(
@@ -101,11 +107,8 @@ class Learner:
         new = policy.evaluate_actions(
             batch["inputs"], batch["actions"], batch["past"], batch["mask"]
         )
-        weights = batch["weights"]
-        if config.normalize_advantage and config.normalize_advantage_over == "minibatch":
-            weights = standardize(weights, valid)
         surrogate = clipped_surrogate_loss(
-            new.log_prob, batch["log_prob"], weights, valid, hyper["clip_range"]
+            new.log_prob, batch["log_prob"], batch["weights"], valid, hyper["clip_range"]
         )
         values = new.value
         if "clip_range_vf" in hyper:

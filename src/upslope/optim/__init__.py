@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from upslope.optim.actor import ActorFunctions, Objective
 from upslope.optim.flat import FlatParameters
-from upslope.optim.minibatches import Batch, Minibatches
-from upslope.optim.rules import RULES, Moments, adam, rmsprop
+from upslope.optim.minibatches import Batch, Minibatches, PerStep
+from upslope.optim.rules import RULES, Moments, Rule, adam, rmsprop
 from upslope.optim.step import GradientStep, Hyper, Loss
 
 __all__ = [
@@ -25,7 +25,9 @@ __all__ = [
     "Minibatches",
     "Moments",
     "Objective",
+    "PerStep",
     "RULES",
+    "Rule",
     "adam",
     "rmsprop",
 ]

@@ -59,7 +59,7 @@ class AotEngine:
         Raises:
             Unavailable: where there is no such loop; nothing has been done.
         """
-        kind = minibatches.in_order, bool(minibatches.present.all())
+        kind = minibatches.in_order, minibatches.is_padded
         key = (key, minibatches.rows.shape, len(columns.rows[0]), kind)
         if key not in self._loops:
             if len(self._loops) >= MOST_BUILDS:
@@ -97,7 +97,7 @@ def _prepared(
     step: PureStep, state: tuple[Tensor, ...], columns: Columns, minibatches: Minibatches
 ) -> _Loop:
     """Record the step, find or build its loop, and hold that against the step."""
-    is_padded = not bool(minibatches.present.all())
+    is_padded = minibatches.is_padded
     some = columns.first(minibatches)
     results, tape = record(step, [x.detach() for x in (*state, *step.numbers, *some)])
     if isinstance(tape, Unavailable):
@@ -109,6 +109,7 @@ def _prepared(
         "n_state": len(state),
         "n_numbers": len(step.numbers),
         "n_columns": len(columns.rows),
+        "n_per_step": len(columns.per_step),
         "valid": columns.valid,
         "n_metrics": len(results[-1]),
         "is_padded": is_padded,
@@ -145,7 +146,7 @@ def _arguments(
     if is_padded:
         order.append(minibatches.present.repeat(minibatches.rows.shape[0], 1))
     constants = [x.detach() for x in tape.constants]
-    given = [*state, *step.numbers, *order, *columns.rows, *constants]
+    given = [*state, *step.numbers, *order, *columns.rows, *columns.per_step, *constants]
     return [x.contiguous() for x in given]
 
 

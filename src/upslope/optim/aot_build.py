@@ -39,13 +39,15 @@ class Loop(nn.Module):
 
     Its arguments are n, the state's tensors, the numbers, ``order`` (none where every step reads
     all rows in order), ``present [K, size]`` where minibatches are padded, the columns
-    ``[n_rows, ...]`` and the constants; it returns the state's tensors and the metrics ``[K, M]``.
+    ``[n_rows, ...]``, what is each step's own ``[K, ...]`` and the constants; it returns the
+    state's tensors and the metrics ``[K, M]``.
     """
 
     def __init__(self, spec: Spec) -> None:
         super().__init__()
         self.n_state, self.n_numbers = spec["n_state"], spec["n_numbers"]
         self.n_columns, self.valid = spec["n_columns"], spec["valid"]
+        self.n_per_step = spec["n_per_step"]
         self.n_metrics, self.is_padded = spec["n_metrics"], spec["is_padded"]
         self.in_order, self.n_steps = spec["in_order"], spec["n_steps"]
         self.dtype = getattr(torch, spec["metrics_dtype"])
@@ -71,17 +73,19 @@ class Loop(nn.Module):
         return *after, metrics
 
     def minibatch(self, i: Tensor, given: tuple[Tensor, ...]) -> list[Tensor]:
-        """Numbers, gathered rows and constants: what the step takes after the state."""
+        """Numbers, rows, the step's own and constants: what the step takes after the state."""
         numbers, rest = list(given[: self.n_numbers]), given[self.n_numbers :]
-        if self.in_order:
-            return [*numbers, *rest]
-        rows = rest[0].index_select(0, i.view(1)).view(-1)
-        first = 2 if self.is_padded else 1
-        columns = [x.index_select(0, rows) for x in rest[first : first + self.n_columns]]
-        if self.is_padded:
+        first = 0 if self.in_order else 2 if self.is_padded else 1
+        columns = list(rest[first : first + self.n_columns])
+        after = rest[first + self.n_columns :]
+        own = [x.index_select(0, i.view(1)).squeeze(0) for x in after[: self.n_per_step]]
+        if not self.in_order:
+            rows = rest[0].index_select(0, i.view(1)).view(-1)
+            columns = [x.index_select(0, rows) for x in columns]
+        if self.is_padded and not self.in_order:
             there = rest[1].index_select(0, i.view(1)).view(-1)
             columns[self.valid] = columns[self.valid] * there
-        return [*numbers, *columns, *rest[first + self.n_columns :]]
+        return [*numbers, *columns, *own, *after[self.n_per_step :]]
 
 
 def graph_of(tape: Tape) -> nn.Module:

@@ -14,6 +14,15 @@ from upslope.policies.memory import Past
 from upslope.trees import leaves, map_tree
 
 Batch = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class PerStep:
+    """A column that is not gathered: step k of an update reads ``values[k]``."""
+
+    values: Tensor  # [steps, ...]
+
+
 GATHERED = 2**20  # bytes of rows that are gathered at once: they stay in a core's cache
 
 
@@ -23,13 +32,14 @@ class Minibatches:
 
     The last step is padded where ``present [steps, size]`` is 0. ``columns [epochs, steps, S]`` are
     the environments whose sequences a step reads whole, where it does. ``in_order`` says that every
-    step reads all rows as they lie.
+    step reads all rows as they lie, ``is_padded`` that the last one is.
     """
 
     rows: Tensor
     present: Tensor
     columns: Tensor
     in_order: bool = False
+    is_padded: bool = False
 
     @classmethod
     def shuffled(
@@ -58,6 +68,7 @@ class Minibatches:
             torch.from_numpy(rows.reshape(n_epochs, steps, length * per_step)),
             torch.from_numpy(np.broadcast_to(present, rows.shape[1:]).reshape(steps, -1).copy()),
             torch.from_numpy(columns),
+            is_padded=steps * per_step > n_envs,
         )
 
     @classmethod
@@ -72,11 +83,19 @@ class Minibatches:
         """Number of gradient steps."""
         return self.rows.shape[0] * self.rows.shape[1]
 
+    def gather(self, column: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+        """A column ``[n_rows]`` and ``valid`` as each step reads them: ``[steps, size]`` both."""
+        rows = self.rows.flatten(0, 1).to(column.device)
+        gathered = valid[rows]
+        if self.is_padded:
+            gathered *= self.present.to(valid).repeat(self.rows.shape[0], 1)
+        return column[rows], gathered
+
 
 class Steps(NamedTuple):
-    """The rows that some steps read: for each column a tensor ``[size, ...]`` a step."""
+    """The rows that ``n`` steps read: for each column a tensor ``[n, size, ...]``."""
 
-    columns: list[tuple[Tensor, ...]]
+    columns: list[Tensor]
 
     def __len__(self) -> int:
         """Number of steps."""
@@ -88,38 +107,47 @@ class Steps(NamedTuple):
 
 
 class Columns:
-    """A batch's columns as a flat list of tensors, and back: what a pure step is a function of.
+    """A batch's columns as flat lists of tensors, and back: what a pure step is a function of.
 
-    A column is a tree of tensors ``[n_rows, ...]``, the :class:`Past` of the rows, or None. The
-    tensors ``rows`` of the trees are the arguments of a step; what is no tree stays beside them.
+    A column is a tree of tensors ``[n_rows, ...]``, a :class:`PerStep`, the :class:`Past` of the
+    rows, or None. The arguments of a step are its rows of the tensors ``rows`` of the trees, then
+    its own of ``per_step``; what is neither stays beside them.
 
     ``valid`` is the place among ``rows`` of the column of that name.
 
     Args:
         batch: columns, ``valid`` among them.
+        numbers: more of which each step has its own: ``[steps]`` each.
     """
 
-    def __init__(self, batch: Batch) -> None:
+    def __init__(self, batch: Batch, numbers: Sequence[Tensor] = ()) -> None:
         self._batch = batch
         self._trees = {
             name: column
             for name, column in batch.items()
             if isinstance(column, Tensor | dict | tuple)
         }
+        self._per_step = [name for name, column in batch.items() if isinstance(column, PerStep)]
         self.rows: list[Tensor] = leaves(self._trees)
+        self.per_step = [*(batch[name].values for name in self._per_step), *numbers]
         self.past: Past | None = batch.get("past")
-        self.are_rows = all(column is None or name in self._trees for name, column in batch.items())
+        known = {None, *self._trees, *self._per_step}
+        self.are_rows = all(x is None or name in known for name, x in batch.items())
         self.valid = next(i for i, x in enumerate(self.rows) if x is batch["valid"])
 
-    def batch_of(self, rows: Sequence[Tensor], past: Past | None = None) -> Batch:
-        """Put tensors back into the columns they came from."""
-        each = iter(rows)
-        return {**self._batch, **map_tree(lambda _: next(each), self._trees), "past": past}
+    def batch_of(
+        self, arguments: Sequence[Tensor], past: Past | None = None
+    ) -> tuple[Batch, Sequence[Tensor]]:
+        """Put a step's arguments back into the columns they came from; return its numbers too."""
+        each = iter(arguments)
+        trees = map_tree(lambda _: next(each), self._trees)
+        own = {name: next(each) for name in self._per_step}
+        return {**self._batch, **trees, **own, "past": past}, list(each)
 
     def minibatches(
         self, minibatches: Minibatches
     ) -> Iterator[tuple[tuple[Tensor, ...], Past | None]]:
-        """Yield the rows of each step, one tensor a column, and their past."""
+        """Yield the arguments of each step, one tensor a column, and the past of its rows."""
         step = 0
         for steps in self.chunks(minibatches):
             for rows in zip(*steps.columns, strict=True):
@@ -132,23 +160,26 @@ class Columns:
         Columns are permuted several epochs at a time and then cut: few calls, whatever the size.
         """
         if minibatches.in_order:
-            yield Steps([(column,) * len(minibatches) for column in self.rows])
+            n = len(minibatches)
+            expanded = [column.expand(n, *column.shape) for column in self.rows]
+            yield Steps([*expanded, *self.per_step])
             return
         device, size = self.rows[0].device, minibatches.rows.shape[2]
         rows = minibatches.rows.flatten(0, 1).to(device)
-        padded = not bool(minibatches.present.all())
-        present = minibatches.present.to(device).repeat(minibatches.rows.shape[0], 1)
+        if minibatches.is_padded:
+            present = minibatches.present.to(device).repeat(minibatches.rows.shape[0], 1)
         chunk = self._steps_at_once(size)
         for first in range(0, len(rows), chunk):
             order = rows[first : first + chunk].reshape(-1)
             pieces = [column.index_select(0, order) for column in self.rows]
-            if padded:
+            if minibatches.is_padded:
                 there = present[first : first + chunk].reshape(-1)
                 pieces[self.valid] = pieces[self.valid] * there
-            yield Steps([piece.split(size) for piece in pieces])  # type: ignore[no-untyped-call]
+            cut = [piece.view(-1, size, *piece.shape[1:]) for piece in pieces]
+            yield Steps([*cut, *(x[first : first + chunk] for x in self.per_step)])
 
     def first(self, minibatches: Minibatches) -> tuple[Tensor, ...]:
-        """The rows of the first step."""
+        """The arguments of the first step."""
         return next(iter(self.minibatches(minibatches)))[0]
 
     def _past_of(self, minibatches: Minibatches, step: int) -> Past | None:

@@ -139,7 +139,7 @@ class TapeEngine:
                     return Taken(state, torch.cat(history), taken + at)
                 state, taken = after, taken + len(some)
                 history.append(metrics)
-        return Taken(state, torch.cat(history), taken)
+        return Taken(state, torch.cat(history) if len(history) > 1 else history[0], taken)
 
 
 class _Replay:
@@ -178,7 +178,8 @@ class _Replay:
                 self._recorded(step, arguments, len(state))
             *after, metrics = step(*arguments)
             if self._loop is not None:
-                found, seen = self._replayed(step, state, steps)
+                with torch_parts.ready_at_once():
+                    found, seen = self._replayed(step, state, steps)
                 if self._prove((*after, metrics), (*found, seen[0])) and self._was_proven:
                     return found, seen
         return tuple(after), metrics[None]
@@ -188,8 +189,7 @@ class _Replay:
         assert self._tape is not None
         constants = [x.detach() for x in self._tape.constants]
         with torch.inference_mode():
-            columns = [list(column) for column in steps.columns]
-            after, metrics = self._loop(list(state), [*step.numbers, *constants], columns)
+            after, metrics = self._loop(list(state), [*step.numbers, *constants], steps.columns)
         return tuple(after), metrics
 
     def _recorded(

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -53,10 +55,10 @@ class GradientStep:
     ) -> None:
         self.policy, self.loss, self.max_grad_norm, self.eps = policy, loss, max_grad_norm, eps
         self.names = policy.part_names(part)
-        self.rule, n_moments = RULES[rule]
+        self.rule = RULES[rule]
         self._flat = FlatParameters(policy, self.names)
         weights = self._flat.vector
-        self.moments: Moments = tuple(torch.zeros_like(weights) for _ in range(n_moments))
+        self.moments: Moments = tuple(torch.zeros_like(weights) for _ in range(self.rule.n_moments))
         self.steps = 0
         self.engine = "eager"
         self._tapes, self._loops = TapeEngine(self._fall_back), AotEngine()
@@ -80,17 +82,20 @@ class GradientStep:
         if not self._flat.is_current(self.policy):
             self._flat = FlatParameters(self.policy, self.names)
             self.moments = tuple(moment.to(self._flat.vector) for moment in self.moments)
-        flat, columns = self._flat, Columns(batch)
+        flat, steps = self._flat, self.steps + np.arange(1.0, len(minibatches) + 1)
+        numbers = [torch.from_numpy(x) for x in self.rule.numbers(steps, self.eps)]
+        columns = Columns(batch, numbers)
         step = _Step(self, flat, columns, hyper)
-        state = (flat.vector.clone(), *self.moments, step.number(self.steps))
+        state = (flat.vector, *self.moments)
         state, record, taken = self._take(step, state, columns, minibatches, until)
         self.policy.count_update()
-        if not (torch.isfinite(state[0]).all() and torch.isfinite(record).all()):
+        totals = record.sum(0).tolist()
+        if not (_is_finite(totals, record) and _is_finite([float(state[0].sum())], state[0])):
             raise NonFiniteError(_name_culprit(step.metrics, record, self.steps))
         flat.vector.copy_(state[0])
-        self.moments = tuple(x.clone() if x.is_inference() else x for x in state[1:-1])
+        self.moments = state[1:]
         self.steps += taken
-        means = record.mean(0).tolist()
+        means = (total / len(record) for total in totals)
         return dict(zip(step.metrics, means, strict=True))
 
     def _take(
@@ -145,48 +150,47 @@ class GradientStep:
 class _Step:
     """One gradient step as a pure function of tensors, for one call of :meth:`GradientStep.run`.
 
-    It takes weights, moments, the count of steps, the numbers of ``hyper`` and a minibatch's rows;
-    it returns weights, moments, the count and the metrics ``[M]``, whose names are ``metrics``.
+    It takes weights, moments, the numbers of ``hyper``, a minibatch's rows and what the rule is
+    told of the step; it returns weights, moments and the metrics ``[M]``, whose names are
+    ``metrics``.
     """
 
     def __init__(
         self, owner: GradientStep, flat: FlatParameters, columns: Columns, hyper: Hyper
     ) -> None:
         self._owner, self._flat, self._columns = owner, flat, columns
-        self._n_moments, self._hyper = len(owner.moments), list(hyper)
-        self.numbers = [self.number(value) for value in hyper.values()]
+        self._hyper = list(hyper)
+        # In float64, which as a tensor without axes changes no result's dtype.
+        self.numbers = [torch.as_tensor(x, dtype=torch.float64) for x in hyper.values()]
         self.metrics: list[str] = []
         self.past: Past | None = None
         self.kind = ""
 
-    def number(self, value: float) -> Tensor:
-        """A number as a tensor without axes: in float64, which changes no result's dtype."""
-        return torch.as_tensor(value, dtype=torch.float64)
-
     def __call__(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        owner, after = self._owner, 2 + self._n_moments
-        weights, count = tensors[0], tensors[after - 1] + 1
-        hyper = dict(zip(self._hyper, tensors[after:], strict=False))
-        batch = self._columns.batch_of(tensors[after + len(hyper) :], self.past)
+        owner, n_state = self._owner, 1 + self._owner.rule.n_moments
+        weights, n_given = tensors[0], n_state + len(self._hyper)
+        hyper = dict(zip(self._hyper, tensors[n_state:n_given], strict=True))
+        batch, numbers = self._columns.batch_of(tensors[n_given:], self.past)
         gradient, metrics = self._gradient(weights, batch, hyper)
         with torch.no_grad():
             norm = torch.linalg.vector_norm(gradient)
             if owner.max_grad_norm is not None:
                 gradient = gradient * (owner.max_grad_norm / (norm + 1e-6)).clamp(max=1.0)
-            above, below, moments = owner.rule(gradient, tensors[1 : after - 1], count, owner.eps)
+            above, below, moments = owner.rule.direction(gradient, tensors[1:n_state], *numbers)
             moved = weights.addcdiv(hyper["learning_rate"] * above, below, value=-1)
             for frozen in self._flat.frozen:
                 moved[frozen] = weights[frozen]
             metrics["grad_norm"] = norm
             self.metrics[:] = metrics
-            return moved, *moments, count, torch.stack(list(metrics.values()))
+            return moved, *moments, torch.stack(list(metrics.values()))
 
     def key(self, n_rows: int | None) -> tuple[Hashable, ...]:
         """All that the operators of the step hang on, beside the values of its arguments."""
         policy, owner = self._owner.policy, self._owner
-        kinds = [(x.shape[1:], x.dtype) for x in self._columns.rows]
+        columns = self._columns
+        kinds = [(x.shape[1:], x.dtype) for x in (*columns.rows, *columns.per_step)]
         return (
-            n_rows or len(self._columns.rows[0]),
+            n_rows or len(columns.rows[0]),
             tuple(kinds),
             tuple(self._hyper),
             owner.loss,
@@ -222,6 +226,11 @@ class _Same:
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Same) and self.thing is other.thing
+
+
+def _is_finite(totals: list[float], numbers: Tensor) -> bool:
+    """Whether all numbers are: a sum says so at once, unless it overflowed."""
+    return all(map(math.isfinite, totals)) or bool(numbers.isfinite().all())
 
 
 def _name_culprit(names: list[str], record: Tensor, steps: int) -> str:

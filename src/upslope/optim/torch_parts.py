@@ -7,8 +7,9 @@ gradient step runs on the next engine down: ``eager`` needs none of them. Nothin
 
 from __future__ import annotations
 
+import contextlib
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
 from typing import Any
 
@@ -17,8 +18,8 @@ from torch import Tensor
 
 Function = Callable[..., tuple[Tensor, ...]]
 Loop = Callable[
-    [list[Tensor], list[Tensor], list[list[Tensor]]], tuple[list[Tensor], Tensor]
-]  # state, what all steps share, columns of minibatches -> state, metrics [n, M]
+    [list[Tensor], list[Tensor], list[Tensor]], tuple[list[Tensor], Tensor]
+]  # state, what all steps share, columns [n, size, ...] -> state, metrics [n, M]
 Call = tuple[Any, tuple[Any, ...], dict[str, Any], Any]  # operator, args, kwargs, what it returned
 
 
@@ -144,9 +145,28 @@ def script(function: Function, examples: Sequence[Tensor]) -> Function:
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # its deprecation
         traced: Function = trace(plain, tuple(examples), check_trace=False)
-        for _ in range(2):  # it measures in the first run and optimises in the second
+        with ready_at_once():
             traced(*examples)
     return traced
+
+
+@contextlib.contextmanager
+def ready_at_once() -> Iterator[None]:
+    """Let TorchScript optimise what is run first in the block there and then.
+
+    By itself it watches the first run and optimises in the second, which takes as long as a hundred
+    gradient steps. Where torch has no such switch, so be it.
+    """
+    try:
+        switch = part("torch._C:_jit_set_profiling_executor")
+    except Unavailable:
+        yield
+        return
+    before = switch(False)
+    try:
+        yield
+    finally:
+        switch(before)
 
 
 def loop(step: Function, n_state: int, n_numbers: int, n_inputs: int, n_arguments: int) -> Loop:
@@ -165,10 +185,10 @@ def loop(step: Function, n_state: int, n_numbers: int, n_inputs: int, n_argument
     shared = [f"x{i}" for i in range(n_numbers + n_inputs - n_arguments)]
     given = [state, *shared[:n_numbers], *(f"{c}[i]" for c in columns), *shared[n_numbers:]]
     source = (
-        "def loop(state: List[Tensor], shared: List[Tensor], columns: List[List[Tensor]]):\n"
+        "def loop(state: List[Tensor], shared: List[Tensor], columns: List[Tensor]):\n"
         f"    {state}, = state\n"
         f"    {', '.join(shared)}, = shared\n"
-        f"    {', '.join(columns)}, = columns\n"
+        f"    {', '.join(columns)}, = [torch.unbind(column) for column in columns]\n"
         "    record: List[Tensor] = []\n"
         "    for i in range(len(c0)):\n"
         f"        {state}, metrics = step({', '.join(given)})\n"

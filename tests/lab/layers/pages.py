@@ -96,7 +96,8 @@ class WatchedPage:
             self._seen.batch |= batch
             return run(self._shared(batch), *given, **named)
 
-        optimizer.rule, optimizer.run = stand_still, watched
+        optimizer.rule = optimizer.rule._replace(direction=stand_still)
+        optimizer.run = watched
 
     def _watch_region(self) -> None:
         move = self._learner._move_actor
