@@ -39,7 +39,7 @@ def facts(agent: Any, settings: dict[str, Any]) -> dict[str, Any]:
     (step,) = agent.training.learner.optimizers.values()
     return {name: known[name] for name in (*settings, "n_envs", "activation_fn")} | {
         "net_arch": widths["pi"] if widths["pi"] == widths["vf"] else widths,
-        "optimizer": step.rule.__name__,
+        "optimizer": step.rule.direction.__name__,
         "optimizer_eps": step.eps,
         "n_parameters": sum(p.numel() for p in agent.policy.parameters()),
     }
