@@ -562,14 +562,14 @@ class TestSaveAndLoad:
         assert callable(again.config.learning_rate)
 
     def test_no_name_in_a_file_is_imported(self, module_path: Path) -> None:
-        (module_path / "trap.py").write_text(
+        (module_path / "snare.py").write_text(
             "import gymnasium, pathlib\n"
             "pathlib.Path('sprung').touch()\n"
             "gymnasium.register('Trap-v0', 'gymnasium.envs.classic_control:CartPoleEnv')\n"
         )
-        make_ppo("trap:Trap-v0", n_envs=2).save("m.safetensors")
+        make_ppo("snare:Trap-v0", n_envs=2).save("m.safetensors")
         (module_path / "sprung").unlink()
-        del sys.modules["trap"]
+        del sys.modules["snare"]
         upslope.load("m.safetensors").predict(OBS)
         assert not (module_path / "sprung").exists()
 
