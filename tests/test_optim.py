@@ -302,9 +302,13 @@ def test_columns_are_gathered_as_steps_read_them() -> None:
     assert not Minibatches.shuffled(np.random.default_rng(0), (5, 2), 5, 3).is_padded
 
 
+@pytest.mark.parametrize("gathered", [1, 1000, 2**20])  # bytes: 1, several and all steps
 @pytest.mark.parametrize("engine", ["eager", "tape"])
-def test_a_column_of_its_own_for_each_step(engine: str) -> None:
+def test_a_column_of_its_own_for_each_step(
+    engine: str, gathered: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The gradient of step k is values[k], however many steps are gathered at once."""
+    monkeypatch.setattr("upslope.optim.minibatches.GATHERED", gathered)
     policy = policy_of()
     start = torch.cat([p.detach().reshape(-1).clone() for p in policy.parameters()]).sum()
     seen = torch.randn(30, 4, generator=torch.Generator().manual_seed(2), dtype=torch.float64)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import gymnasium as gym
@@ -78,6 +79,13 @@ def test_views_are_made_once_and_again_where_parameters_moved() -> None:
     assert again is not plain
     policy.critic_head.weight = torch.nn.Parameter(torch.ones_like(policy.critic_head.weight))
     assert plain_policy(policy) is not again
+
+
+def test_threads_share_no_buffers() -> None:
+    policy = policy_of()
+    with ThreadPoolExecutor(1) as pool:
+        other = pool.submit(plain_policy, policy).result()
+    assert other is not plain_policy(policy)
 
 
 def test_nothing_keeps_a_policy_alive() -> None:

@@ -180,6 +180,32 @@ def test_gae_by_hand() -> None:
     )
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_gae_by_numpy_is_gae_by_torch_to_the_bit(dtype: torch.dtype) -> None:
+    """NumPy serves tensors that need no gradient; those that do are torch's throughout."""
+    generator = torch.Generator().manual_seed(3)
+    rewards, values, after = (torch.randn(37, 5, generator=generator).to(dtype) for _ in range(3))
+    ended = torch.rand(37, 5, generator=generator) < 0.1
+    found = gae(rewards, values, after, ended, ended, 0.99, 0.95)
+    by_torch = gae(rewards, values.clone().requires_grad_(), after, ended, ended, 0.99, 0.95)
+    assert by_torch.requires_grad
+    assert not found.requires_grad
+    assert torch.equal(found, by_torch.detach())
+
+
+def test_gae_takes_what_numpy_cannot_read() -> None:
+    generator = torch.Generator().manual_seed(3)
+    rewards, values, after = torch.randn(3, 4, 7, 2, generator=generator)
+    ended = torch.rand(4, 7, 2, generator=generator) < 0.2
+    each = [
+        gae(*rows, 0.99, 0.95) for rows in zip(rewards, values, after, ended, ended, strict=True)
+    ]
+    mapped = torch.vmap(lambda *rows: gae(*rows, 0.99, 0.95))(rewards, values, after, ended, ended)
+    assert torch.allclose(mapped, torch.stack(each), rtol=0, atol=1e-6)
+    rough = (x[0].bfloat16() for x in (rewards, values, after))
+    assert gae(*rough, ended[0], ended[0], 0.99, 0.95).dtype == torch.bfloat16
+
+
 def test_lambda_returns_by_hand() -> None:
     close(
         lambda_returns(*HAND.gae_arguments(), 0.5, 0.5),

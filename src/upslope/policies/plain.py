@@ -6,6 +6,7 @@ nothing can be stale.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from typing import Any
 from weakref import WeakKeyDictionary, ref
@@ -127,17 +128,24 @@ class PlainPolicy:
 
 def plain_policy(policy: ActorCritic) -> PlainPolicy | None:
     """Return the policy's networks by NumPy, None where the actor is no plain stack on the CPU."""
-    found = _known.get(policy)
+    found = _known.policies.get(policy)
     if found is not None and found.is_current(policy):
         return found
     is_plain = _are_plain([*policy.actor, policy.actor_head])
     if not is_plain or policy.device.type != "cpu" or policy.has_memory:
         return None
-    made = _known[policy] = PlainPolicy(policy)
+    made = _known.policies[policy] = PlainPolicy(policy)
     return made
 
 
-_known: WeakKeyDictionary[ActorCritic, PlainPolicy] = WeakKeyDictionary()
+class _Known(threading.local):
+    """The stacks of each policy, and of each thread: a call writes into their buffers."""
+
+    def __init__(self) -> None:
+        self.policies: WeakKeyDictionary[ActorCritic, PlainPolicy] = WeakKeyDictionary()
+
+
+_known = _Known()
 
 
 def numpy_dtype(policy: ActorCritic) -> Any:

@@ -283,9 +283,10 @@ def _by_numpy(*tensors: Tensor) -> tuple[Any, ...]:
 
     What follows is written for both, and typed for tensors.
     """
-    if any(x.requires_grad or x.device.type != "cpu" for x in tensors):
+    try:
+        return tuple([x.numpy() for x in tensors])
+    except (RuntimeError, TypeError):  # a gradient, another device, a dtype or vmap that it lacks
         return tensors
-    return tuple([x.numpy() for x in tensors])
 
 
 def _numbers(x: Any, like: Tensor) -> Tensor:
